@@ -1,0 +1,202 @@
+"""Project paths and validated profiles.
+
+Paths are found from the package's own location, never from the working directory, so a notebook, a test and the runner
+read the same files. A profile is a YAML file in ``profiles/``; it may extend another one and override some of its keys.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ROOT / "profiles"
+NOTEBOOKS = ROOT / "notebooks"
+MODELS = ROOT / "data" / "models"
+CLAIMS = ROOT / "claims.yaml"
+
+
+class ProfileError(ValueError):
+    """A profile is missing or invalid; the message names the file, the key and what was expected."""
+
+
+class _Section(BaseModel):
+    """A part of a profile: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Images(_Section):
+    """Which pictures a profile uses.
+
+    ``rendered`` draws faces; ``folder`` reads ``path/`` with the attribute table ``attributes_csv``; ``parquet`` reads a
+    file in the layout of Hugging Face datasets. ``path_env`` names an environment variable that overrides ``path``.
+    """
+
+    source: Literal["rendered", "folder", "parquet"]
+    size: int = Field(64, ge=8, description="side of the square pictures, pixels")
+    count: int | None = Field(None, ge=10, description="use only this many pictures, drawn with the profile's seed")
+    path: str | None = None
+    path_env: str | None = None
+    attributes_csv: str | None = None
+    image_column: str = "image"
+    attributes: list[str] | None = Field(None, description="attribute columns; every binary column when missing")
+    group_column: str | None = Field(None, description="rows of one group (a person) never cross the split")
+    show: bool = Field(True, description="figures may show these pictures; if not, they show generated ones in their place")
+
+    @model_validator(mode="after")
+    def _source_has_a_place(self) -> Images:
+        if self.source != "rendered" and not (self.path or self.path_env):
+            raise ValueError(f"source '{self.source}' needs 'path' or 'path_env'")
+        if self.source == "folder" and not self.attributes_csv:
+            raise ValueError("source 'folder' needs 'attributes_csv'")
+        return self
+
+    def resolved_path(self) -> Path:
+        """Folder or file of the pictures; relative paths start at the project's root."""
+        value = (os.environ.get(self.path_env) if self.path_env else None) or self.path
+        if not value:
+            raise ProfileError(
+                f"the profile reads its pictures from the environment variable {self.path_env}, which is not set; "
+                f"set it to the {self.source} file or folder, for example: export {self.path_env}=/path/to/it"
+            )
+        path = Path(value).expanduser()
+        path = path if path.is_absolute() else ROOT / path
+        if not path.exists():
+            origin = f"environment variable {self.path_env}" if self.path_env and os.environ.get(self.path_env) else "profile"
+            raise ProfileError(f"no such file or folder: {path} (named by the {origin}; source '{self.source}')")
+        return path
+
+
+class Model(_Section):
+    """One generator or encoder: its name in the zoo and its folder below ``data/models``."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    path: str
+
+    def resolved_path(self) -> Path:
+        """Folder of the weights; raises ProfileError with the way to make them when it is missing."""
+        path = Path(self.path) if Path(self.path).is_absolute() else MODELS / self.path
+        if not path.is_dir():
+            raise ProfileError(f"no weights for model '{self.name}' at {path}; `make train PROFILE=...` makes them")
+        return path
+
+
+class Zoo(_Section):
+    """How latents are made and stored."""
+
+    steps: int = Field(50, ge=2, description="DDIM steps of the inversion")
+    convention: Literal["target", "current", "une"] = Field("target", description="see une_utils.models.ddim.invert")
+    batch: int = Field(125, ge=1)
+    shard_rows: int = Field(250, ge=1)
+    untrained_steps: int = Field(10, ge=2, description="DDIM steps of the control inverted through an untrained network")
+
+
+class Analysis(_Section):
+    """Sizes of the statistical work."""
+
+    projections: int = Field(5000, ge=10, description="random unit directions of the Gaussianity test (Table 1: 5,000)")
+    rows: int = Field(250, ge=8, description="rows drawn per direction (Table 1: 250)")
+    bootstrap: int = Field(1000, ge=20)
+    roundtrip_images: int = Field(64, ge=4)
+    samples: int = Field(64, ge=4, description="pictures sampled from the generator for the figures")
+
+
+class Profile(_Section):
+    """A validated profile. ``seed`` drives the split and every random draw that is not part of a model."""
+
+    name: str
+    title: str
+    seed: int = 42
+    images: Images
+    train_fraction: float = Field(0.8, gt=0, lt=1)
+    generators: list[Model]
+    encoders: list[Model]
+    zoo: Zoo = Zoo()
+    analysis: Analysis = Analysis()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Profile:
+        names = [m.name for m in (*self.generators, *self.encoders)]
+        double = sorted({n for n in names if names.count(n) > 1})
+        if double:
+            raise ValueError(f"model names must be unique, found twice: {', '.join(double)}")
+        return self
+
+    @property
+    def zoo_path(self) -> Path:
+        """Folder of this profile's NoiseZoo (git-ignored)."""
+        return cache_root() / "zoo" / self.name
+
+    @property
+    def figures_path(self) -> Path:
+        """Folder of this profile's figures and manifest. ``UNE_FIGURES`` moves it."""
+        return Path(os.environ.get("UNE_FIGURES", ROOT / "figures")) / self.name
+
+
+def cache_root() -> Path:
+    """Folder for everything that can be made again: zoos, executed notebooks. ``UNE_CACHE`` moves it."""
+    return Path(os.environ.get("UNE_CACHE", ROOT / "data" / "cache"))
+
+
+def profile_names() -> list[str]:
+    """Names of all profiles in ``profiles/``."""
+    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
+
+
+def load_profile(name: str | Path, overrides: dict[str, Any] | None = None) -> Profile:
+    """Read and validate a profile.
+
+    Args:
+        name: name of a file in ``profiles/`` without its suffix, or a path that ends in ``.yaml``.
+        overrides: plain values keyed by dotted names, for example ``{"images.count": 200}``.
+
+    Raises:
+        ProfileError: unknown profile, YAML that does not parse, unknown key, or value out of range.
+    """
+    raw = _read(name)
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    try:
+        return Profile.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(p) for p in e['loc']) or '(profile)'}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
+        raise ProfileError(f"profile '{name}' is not valid:\n" + "\n".join(lines)) from None
+
+
+def _read(name: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = Path(name) if str(name).endswith(".yaml") else PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        raise ProfileError(f"unknown profile '{name}'; expected one of {', '.join(profile_names())}, or a path to a .yaml file")
+    if path in seen:
+        raise ProfileError(f"profile '{name}' extends itself")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path} should hold a mapping of keys to values")
+    base = raw.pop("extends", None)
+    return _merge(_read(base, (*seen, path)), raw) if base else raw
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Override ``base`` key by key; nested mappings merge, lists and values replace."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        raw = raw.setdefault(parent, {})
+        if not isinstance(raw, dict):
+            raise ProfileError(f"cannot override '{dotted}': '{parent}' is not a section")
+    raw[last] = value
