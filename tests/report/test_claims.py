@@ -1,0 +1,119 @@
+import json
+import math
+
+import pytest
+
+from une_utils import settings
+from une_utils.report import claims
+from une_utils.report.claims import Bounds, ClaimsError, ledger, load_claims, outdated_claims, record, rounded, table_markdown
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(94, 96, "holds"), (93, 97, "holds"), (92, 95, "unclear"), (96, 98, "unclear"), (90, 99, "unclear"),
+     (80, 90, "does not hold"), (98, 99, "does not hold")],
+)  # fmt: skip
+def test_verdict_looks_at_the_whole_interval(low, high, verdict):
+    assert Bounds(min=93, max=97).verdict(low, high) == verdict
+
+
+def test_one_sided_bounds():
+    assert Bounds(min=1).verdict(2, 9) == "holds" and Bounds(max=1).verdict(2, 9) == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "text"),
+    [(0.98312, 3, "0.983"), (95.96, 3, "96.0"), (95.96, 2, "96"), (16384, 3, "16384"), (0, 3, "0.00"), (-1.2e-9, 2, "0.000"),
+     (-3.2, 2, "-3.2"), (0.0412, 2, "0.041")],
+)  # fmt: skip
+def test_rounded(number, digits, text):
+    assert rounded(number, digits) == text
+
+
+def test_record_and_ledger(mini):
+    before = ledger(mini, "02")
+    assert before.loc["une.table1.noise_ad", ["here", "verdict"]].tolist() == ["", "not run"]
+    record(mini, "une.table1.noise_ad", 95.81234, 95.1, 96.4, n=5000)
+    frame = ledger(mini, "02")
+    assert frame.columns.tolist() == ["claim", "source", "paper", "here", "n", "verdict"]
+    assert frame.iloc[0].tolist() == ["Noise passes", "UNE, Table 1", "95.6 %", "95.8 [95.1, 96.4] %", "5000", "holds"]
+
+
+def test_claims_json_is_sorted_and_replaces(mini, project):
+    (project / "notebooks/03_probes.ipynb").write_text('{"cells": []}')
+    record(mini, "une.table1.noise_ad", 90)
+    record(mini, "une.fig3.mean_auc", 0.98)
+    record(mini, "une.table1.noise_ad", 95)
+    rows = json.loads((mini.figures_path / "claims.json").read_text())
+    assert list(rows) == ["une.fig3.mean_auc", "une.table1.noise_ad"] and rows["une.table1.noise_ad"]["value"] == 95
+
+
+def test_bounds_of_a_profile_and_not_testable(mini, project):
+    lfw = settings.load_profile("lfw")
+    (project / "notebooks/03_probes.ipynb").write_text('{"cells": []}')
+    record(lfw, "une.table1.noise_ad", 91)
+    record(lfw, "une.fig3.mean_auc", math.nan)
+    assert ledger(lfw, "02").verdict.item() == "holds"
+    assert ledger(lfw, "03")[["here", "verdict"]].iloc[0].tolist() == ["", "not testable: a reason"]
+
+
+def test_unknown_id_lists_near_matches(mini):
+    with pytest.raises(KeyError, match="une.table1.noise_ad"):
+        record(mini, "une.table1.noise", 95)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [((math.nan,), "value is nan"), ((95, 94, math.inf), "high is inf"), ((95, 94), "or neither"),
+     ((95, 96, 94), "is above high")],
+)  # fmt: skip
+def test_refuses_values_that_cannot_be_judged(mini, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        record(mini, "une.table1.noise_ad", *numbers)
+    assert not (mini.figures_path / "claims.json").exists()
+
+
+def test_ledger_of_a_notebook_without_claims(mini):
+    with pytest.raises(ValueError, match="no claim for notebook '44'"):
+        ledger(mini, "44")
+
+
+def test_outdated_when_the_notebook_changes(mini, project):
+    record(mini, "une.table1.noise_ad", 95)
+    assert outdated_claims("mini") == []
+    notebook = project / "notebooks/02_gauss.ipynb"
+    notebook.write_text(notebook.read_text().replace("1 + 1", "3"))
+    assert outdated_claims("mini") == [("une.table1.noise_ad", "made from other notebook; run notebook 02 again")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [("min: 93", "mim: 93", "une.table1.noise_ad.holds_if.mim: Extra inputs"),
+     ("une.fig3.mean_auc", "une.table1.noise_ad", "found twice"),
+     ("{min: 93, max: 97}", "{}", "give min, max or both"), ("lfw: a", "nowhere: a", "unknown profiles: nowhere"),
+     ("work: UNE, source: T", "work: Unknown, source: T", "work"), ("claims:", "claims: [", "not valid YAML")],
+)  # fmt: skip
+def test_claims_yaml_is_validated(project, old, new, message):
+    path = project / "claims.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ClaimsError, match=message):
+        load_claims()
+
+
+def test_readme_block_is_written_and_checked(mini, project, capsys):
+    record(mini, "une.table1.noise_ad", 95, 94, 96)
+    assert claims.main(["--check"]) == 1 and "out of date" in capsys.readouterr().out
+    assert claims.main(["--write-readme"]) == 0 and claims.main(["--check"]) == 0
+    text = (project / "README.md").read_text()
+    assert text.startswith("above\n") and text.endswith("\nbelow\n") and "\nold\n" not in text
+    row = "| Noise passes (UNE, Table 1) | 95.6 % | 95.0 [94.0, 96.0] %: **holds** | not run | [02](notebooks/02_gauss.ipynb) |"
+    assert row in text and "Noise \\| probes" in table_markdown()
+
+
+def test_readme_without_markers(project, capsys):
+    (project / "README.md").write_text("nothing")
+    assert claims.main(["--write-readme"]) == 1 and claims.START in capsys.readouterr().out
+
+
+def test_own_claims_are_valid():
+    assert len(load_claims()) >= 16
