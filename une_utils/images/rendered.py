@@ -232,6 +232,11 @@ def _step(value: float, threshold: float, width: float) -> float:
     return float(1 / (1 + np.exp(-np.clip((value - threshold) / width, -40, 40))))
 
 
+def _tilt(value: float, threshold: float, width: float) -> float:
+    """From about -1.5 to 1.5: quick around the threshold, so that the attribute is seen, and slow beyond it, so that it has grades."""
+    return float(np.tanh((value - threshold) / width) + 0.25 * np.clip(value - threshold, -2, 2))
+
+
 def _lerp(value: float, points: Sequence[float], colours: Sequence[Sequence[float]]) -> np.ndarray:
     table = np.asarray(colours)
     return np.array([np.interp(value, points, table[:, c]) for c in range(3)], dtype=np.float32)
@@ -241,9 +246,9 @@ def _colour(*rgb: float) -> np.ndarray:
     return np.array(rgb, dtype=np.float32)
 
 
-_SKIN = ((-2.2, -0.9, 0.2, 1.0, 2.2), ((0.30, 0.18, 0.12), (0.52, 0.33, 0.22), (0.80, 0.58, 0.44), (0.95, 0.78, 0.67), (1.0, 0.92, 0.88)))
+_SKIN = ((-2.2, -0.9, 0.2, 0.65, 0.95, 2.2), ((0.30, 0.18, 0.12), (0.52, 0.33, 0.22), (0.76, 0.53, 0.39), (0.82, 0.61, 0.48), (0.96, 0.81, 0.71), (1.0, 0.92, 0.88)))
 _HAIR = (
-    (-2.0, -0.8, -0.2, 0.4, 0.9, 2.0),
+    (-2.0, -0.65, -0.35, 0.5, 0.85, 2.0),
     ((0.05, 0.05, 0.07), (0.11, 0.08, 0.08), (0.32, 0.18, 0.10), (0.53, 0.33, 0.16), (0.89, 0.70, 0.33), (0.99, 0.89, 0.58)),
 )
 _DARK = _colour(0.10, 0.07, 0.07)
@@ -272,7 +277,7 @@ def _shape(f: SimpleNamespace) -> SimpleNamespace:
         cx=0.35 * turn, cy=0.10, fx=1.25 * turn,  # centre of the head; features move further than the head when it turns
         rx=0.475 + 0.025 * male, ry=0.60, jaw=2.35 + 0.45 * male, male=male, skin=skin, hair=hair, turn=turn,
         light=0.13 * np.tanh(f.Light / 1.3), bald=_step(f.Bald, 0.98, 0.035), hat=_step(f.Wearing_Hat, 1.0, 0.03),
-        eye_y=0.02, mouth_y=0.405, grin=1.6 * np.tanh(f.Smiling / 1.6),
+        eye_y=0.02, mouth_y=0.405, grin=_tilt(f.Smiling, 0.0, 0.45),
     )  # fmt: skip
 
 
@@ -286,7 +291,7 @@ def _background(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
 
 def _hair_shade(x: np.ndarray, y: np.ndarray, hair: np.ndarray, light: float) -> np.ndarray:
     """Hair colour with strands and one soft highlight, (h, w, 3)."""
-    strands = 0.07 * np.sin(26 * x + 4 * np.sin(3 * y))
+    strands = 0.03 * np.sin(20 * x + 3 * np.sin(3 * y))
     gloss = 0.22 * np.exp(-(((x - 2.0 * light + 0.08) / 0.30) ** 2) - ((y + 0.50) / 0.09) ** 2)
     return hair * (0.93 + strands + light * x)[..., None] + gloss[..., None] * (0.25 + 0.75 * hair)
 
@@ -345,30 +350,30 @@ def _head(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
 
 def _age(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
     """Wrinkles: forehead lines, folds from nose to mouth, lines under the eyes; they deepen as Young falls."""
-    depth = 0.75 * _step(-f.Young, 0.45, 0.30)
+    depth = 0.80 * _step(-f.Young, 0.42, 0.14) * (0.75 + 0.12 * np.clip(-f.Young, 0, 2))
     if depth < 0.004:
         return
-    ink = s.skin * 0.52
+    ink = s.skin * 0.42
     where = c.box(s.fx - 0.32, s.fx + 0.32, -0.33, -0.12)
     x, y = c.x[where] - s.fx, c.y[where]
-    for level in (-0.285, -0.215):
-        c.blend(where, depth * 0.75 * np.exp(-(((y - level - 0.10 * x * x) / 0.017) ** 2) - (x / 0.22) ** 4), ink)
+    for level in (-0.30, -0.215):
+        c.blend(where, depth * 0.85 * np.exp(-(((y - level - 0.10 * x * x) / 0.021) ** 2) - (x / 0.24) ** 4), ink)
     where = c.box(s.fx - 0.36, s.fx + 0.36, 0.10, 0.55)
     x, y = np.abs(c.x[where] - s.fx), c.y[where]
     fold = x - 0.135 - 0.42 * (y - 0.22)
-    c.blend(where, depth * np.exp(-((fold / 0.020) ** 2) - ((y - 0.32) / 0.11) ** 4), ink)
+    c.blend(where, depth * np.exp(-((fold / 0.027) ** 2) - ((y - 0.32) / 0.12) ** 4), ink)
     bag = y - 0.155 - 0.6 * (x - 0.20) ** 2 * -1
-    c.blend(where, depth * 0.8 * np.exp(-((bag / 0.018) ** 2) - ((x - 0.20) / 0.085) ** 4), ink)
+    c.blend(where, depth * 0.8 * np.exp(-((bag / 0.021) ** 2) - ((x - 0.20) / 0.085) ** 4), ink)
 
 
 def _cheeks(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
-    glow = 0.72 * _step(f.Rosy_Cheeks, 0.65, 0.28)
+    glow = 0.85 * _step(f.Rosy_Cheeks, 0.70, 0.14) * (0.8 + 0.1 * np.clip(f.Rosy_Cheeks, 0, 2))
     if glow < 0.004:
         return
     where = c.box(s.fx - 0.5, s.fx + 0.5, 0.0, 0.5)
     x, y = np.abs(c.x[where] - s.fx), c.y[where]
     rose = np.clip(s.skin * _colour(1.05, 0.55, 0.55) + _colour(0.12, 0.0, 0.03), 0, 1)
-    c.blend(where, glow * np.exp(-(((x - 0.275) / 0.095) ** 2) - ((y - 0.235) / 0.080) ** 2), rose)
+    c.blend(where, glow * np.exp(-(((x - 0.280) / 0.110) ** 2) - ((y - 0.235) / 0.090) ** 2), rose)
 
 
 def _beard(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
@@ -384,18 +389,18 @@ def _beard(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
     inner = _ellipse(u, y - 0.02, 0.335, 0.245, 2.6)  # bare cheeks
     lips = _ellipse(u, y - (s.mouth_y - s.cy), 0.165, 0.085)
     shape = np.maximum(np.maximum(outer, -inner), np.maximum(-lips, 0.05 - y))
-    strands = 0.92 + 0.10 * np.sin(40 * x + 9 * y) + 0.8 * s.light * x
+    strands = 0.92 + 0.04 * np.sin(24 * x + 6 * y) + 0.8 * s.light * x
     soft = np.clip(0.5 - shape / (1.6 * c.pixel), 0, 1)
     c.blend(where, soft * density, s.hair * 0.82 * strands[..., None])
 
 
 def _nose(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
-    big = np.tanh(f.Big_Nose / 1.3)
-    wide, tip = 0.082 + 0.046 * big, 0.225 + 0.025 * big
+    big = _tilt(f.Big_Nose, 0.6, 0.35)
+    wide, tip = 0.100 + 0.034 * big, 0.228 + 0.018 * big
     x0 = s.fx + 0.35 * s.turn
     where = c.box(x0 - 0.2, x0 + 0.2, -0.05, 0.36)
     x, y = c.x[where] - x0, c.y[where]
-    side = np.sign(s.light) if s.light else 1.0
+    side = np.tanh(s.light / 0.03)
     ridge = np.exp(-(((x + side * 0.045) / 0.030) ** 2)) * _cover(np.abs(y - 0.09) - 0.11, 0.06)
     c.blend(where, 0.22 * ridge, s.skin * 0.55)
     c.fill(where, _ellipse(x, y - tip + 0.012, wide, 0.052 + 0.016 * big), s.skin * 0.80)
@@ -406,28 +411,28 @@ def _nose(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
 
 def _mouth(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
     """Two lips between parabolas; a smile bends and widens them, an open mouth shows teeth and a dark inside."""
-    x0, w = s.fx, 0.170 + 0.035 * np.tanh(f.Smiling / 1.5)
-    gape = 0.115 * _step(f.Mouth_Slightly_Open, 0.45, 0.40)
+    x0, w = s.fx, 0.185 + 0.025 * s.grin
+    gape = 0.105 * _step(f.Mouth_Slightly_Open, 0.20, 0.16) * (0.75 + 0.25 * np.clip(f.Mouth_Slightly_Open, 0, 2))
     where = c.box(x0 - 0.3, x0 + 0.3, 0.25, 0.66)
     x, y = c.x[where] - x0, c.y[where] - s.mouth_y
     q = np.clip((x / w) ** 2, 0, 1.4)
-    bend = 0.060 * s.grin * (0.45 - q) + 0.010  # corners go up when positive (y points down)
+    bend = 0.070 * s.grin * (0.45 - q) + 0.010  # corners go up when positive (y points down)
     taper = np.clip(1 - q, 0, 1)
-    slope = 1 / np.sqrt(1 + (0.120 * s.grin * x / w**2) ** 2)  # keeps a steep line as thin as a flat one
+    slope = 1 / np.sqrt(1 + (0.140 * s.grin * x / w**2) ** 2)  # keeps a steep line as thin as a flat one
     full = 0.034 + 0.008 * (1 - s.male) / 2 + 0.010 * _step(f.Wearing_Lipstick, 0.3, 0.3)
     round_off = 0.25 + 0.75 * np.sqrt(taper)
     top, bottom = bend - full * round_off, bend + gape * taper + 1.15 * full * round_off
     ends = np.abs(x) - w
-    paint = _step(f.Wearing_Lipstick, 0.22, 0.16)
+    paint = _step(f.Wearing_Lipstick, 0.25, 0.12)
     natural = s.skin * _colour(0.86, 0.62, 0.62)
     lips = natural + paint * (_colour(0.80, 0.08, 0.16) - natural)
     c.fill(where, np.maximum(np.maximum(top - y, y - bottom) * slope, ends), lips)
     seam = np.maximum(np.maximum(bend - 0.007 - y, y - bend - gape * taper - 0.007) * slope, ends + 0.012)
     c.fill(where, seam, _colour(0.28, 0.07, 0.08))
-    if gape > 0.01:
+    if gape > 0.004:
         teeth = np.maximum(np.maximum(bend + 0.004 - y, y - bend - 0.48 * gape * taper), ends + 0.022)
-        c.fill(where, teeth, _colour(0.97, 0.96, 0.93))
-    dimple = 0.35 * max(np.tanh(f.Smiling - 0.2), 0.0)
+        c.fill(where, teeth, _colour(0.97, 0.96, 0.93), min(1.0, gape / 0.03))
+    dimple = 0.40 * _step(f.Smiling, 0.2, 0.2)
     c.blend(where, dimple * np.exp(-(((np.abs(x) - w - 0.035) / 0.018) ** 2) - ((y + 0.030) / 0.045) ** 2), s.skin * 0.62)
 
 
@@ -440,11 +445,11 @@ def _mustache(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
     x, y = c.x[where] - s.fx, c.y[where] - 0.322
     w, h = 0.160 + 0.030 * grow, 0.034 + 0.012 * grow
     wing = _ellipse(np.abs(x) - 0.52 * w, y - 0.30 * (np.abs(x) - 0.4 * w) * 0.6, 0.56 * w, h)
-    c.fill(where, wing, (s.hair * 0.75) * (1 + 0.10 * np.sin(60 * x))[..., None], density)
+    c.fill(where, wing, (s.hair * 0.75) , density)
 
 
 def _eyes(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
-    narrow = _step(f.Narrow_Eyes, 0.55, 0.38)
+    narrow = 0.85 * _step(f.Narrow_Eyes, 0.70, 0.18) + 0.15 * _step(f.Narrow_Eyes, 0.7, 0.8)
     height = 0.088 - 0.058 * narrow
     iris = _lerp(f.Pale_Skin, (-0.5, 0.4, 1.5), ((0.24, 0.14, 0.09), (0.30, 0.36, 0.26), (0.24, 0.43, 0.66)))
     for side in (-1, 1):
@@ -463,8 +468,8 @@ def _eyes(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
 
 
 def _brows(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
-    thick = 0.020 + 0.030 * _step(f.Bushy_Eyebrows, 0.5, 0.35)
-    arch = 0.085 * _step(f.Arched_Eyebrows, 0.35, 0.40)
+    thick = 0.017 + 0.030 * _step(f.Bushy_Eyebrows, 0.55, 0.13) + 0.006 * np.clip(f.Bushy_Eyebrows, -1, 2)
+    arch = 0.085 * _step(f.Arched_Eyebrows, 0.38, 0.15) + 0.012 * np.clip(f.Arched_Eyebrows, -1, 2)
     colour = s.hair * 0.62 + 0.02
     for side in (-1, 1):
         x0 = s.fx + side * 0.20

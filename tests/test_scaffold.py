@@ -1,0 +1,185 @@
+"""The files around the package agree with each other: pins, README, Makefile, profiles, recipes."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+from une_utils import settings
+from une_utils.report.claims import END, START
+from une_utils.settings import MODELS, ROOT, load_profile, profile_names
+
+PIN = re.compile(r"([A-Za-z0-9_.-]+)==(\d[\w.]*)")
+# Written in two parts, or this file would find itself.
+MACHINE_PATHS = tuple(f"/{name}" + "/" for name in ("work", "root"))
+MADE = (".venv", "data/cache", ".git", "une_utils.egg-info")
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def requirements():
+    """Lines of requirements.txt without comments."""
+    lines = [line.split("#")[0].strip() for line in read("requirements.txt").splitlines()]
+    return [line for line in lines if line]
+
+
+def environment_pins():
+    parts = yaml.safe_load(read("environment.yml"))["dependencies"]
+    return next(p["pip"] for p in parts if isinstance(p, dict))
+
+
+def repository_files():
+    """Files that git tracks or would track; without git (an archive), everything that is not made by a command."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+        files = [ROOT / name for name in listed if name]
+    except (OSError, subprocess.CalledProcessError):
+        files = [p for p in ROOT.rglob("*") if "__pycache__" not in p.parts and not any(p.is_relative_to(ROOT / m) for m in MADE)]
+    return [p for p in files if p.is_file() and not p.is_symlink()]
+
+
+def text_of(path):
+    """Contents of a text file, or an empty text for a binary one."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def makefile_targets():
+    return set(re.findall(r"^([a-z]+):", read("Makefile"), flags=re.MULTILINE))
+
+
+def readme_targets():
+    """Targets of every ``make …`` that the README writes as code: in a block, or between backticks."""
+    text = read("README.md")
+    code = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
+    words = [line.split("#")[0].split() for part in code for line in part.splitlines()]
+    calls = [w[w.index("make") + 1 :] for w in words if "make" in w]
+    return {next((a for a in call if "=" not in a), "help") for call in calls}
+
+
+# Pins
+
+
+def test_every_pin_is_exact():
+    assert len(requirements()) > 20
+    assert not [line for line in requirements() if not PIN.fullmatch(line)]
+
+
+def test_nothing_is_pinned_twice():
+    names = [line.split("==")[0].lower().replace("_", "-") for line in requirements()]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_conda_environment_has_the_same_pins():
+    assert environment_pins() == requirements()
+
+
+def test_every_dependency_of_the_package_is_pinned():
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    pinned = {line.split("==")[0] for line in requirements()}
+    assert {re.split(r"[<>=~!\[ ]", d)[0] for d in project["dependencies"]} <= pinned
+
+
+def test_the_extra_dev_repeats_the_pins():
+    extra = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]["dev"]
+    assert {"pytest", "nbval", "ruff"} == {PIN.fullmatch(line)[1] for line in extra}
+    assert {line for line in extra if not line.startswith("ruff")} <= set(requirements())
+
+
+# Commands
+
+
+def test_readme_names_targets_that_exist():
+    assert {"reproduce", "test", "train"} <= readme_targets()
+    assert readme_targets() <= makefile_targets()
+
+
+def test_every_target_is_in_the_help():
+    shown = subprocess.run(["make", "-s", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True).stdout
+    assert makefile_targets() - {"help"} == set(re.findall(r"^make ([a-z]+)", shown, flags=re.MULTILINE))
+
+
+def test_tests_come_before_nbval():
+    dry_run = ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", "test"]
+    lines = subprocess.run(dry_run, capture_output=True, text=True, check=True).stdout.splitlines()
+    commands = [line for line in lines if "-m pytest" in line]
+    assert ["--nbval-lax" in line for line in commands] == [False, True]
+    assert all("HF_HUB_OFFLINE" in line for line in commands)
+    assert "OMP_NUM_THREADS" in commands[0] and "UNE_FIGURES" in commands[1]  # a check must not touch the committed figures
+
+
+def test_ci_runs_the_tests_and_nothing_else():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    lines = [line for line in script.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "set -euo pipefail" and lines[1].startswith("cd ")
+    assert lines[2:] == ["exec make test </dev/null"]
+
+
+# Profiles, models, README
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_models_of_every_profile_have_a_recipe(name):
+    profile = load_profile(name)
+    missing = [m.path for m in (*profile.generators, *profile.encoders) if not (MODELS / m.path / "recipe.yaml").is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("recipe", sorted(MODELS.glob("*/recipe.yaml")), ids=lambda p: p.parent.name)
+def test_recipes_are_complete(recipe):
+    spec = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    assert {"kind", "seed", "flip", "images"} <= set(spec)
+    assert {"latent-diffusion": {"vae", "unet", "scheduler"}, "dino": {"vit"}}[spec["kind"]] <= set(spec)
+    split_of = spec["images"].get("train_split_of")
+    assert split_of in profile_names() or spec["images"].get("rendered", 0) > 0
+
+
+def test_models_see_no_picture_of_a_profile():
+    """Rendered training pictures have a seed that no profile of rendered faces uses."""
+    recipes = [yaml.safe_load(p.read_text(encoding="utf-8"))["images"] for p in MODELS.glob("*/recipe.yaml")]
+    trained_on = {images["seed"] for images in recipes if "rendered" in images}
+    used = {p.seed for p in map(load_profile, profile_names()) if p.images.source == "rendered"}
+    assert trained_on and used and not trained_on & used
+
+
+def test_readme_mentions_every_profile_and_has_the_claims_block():
+    text = read("README.md")
+    assert not [name for name in profile_names() if f"| `{name}`" not in text]
+    assert text.count(START) == text.count(END) == 1 and text.index(START) < text.index(END)
+
+
+def test_profile_example_of_the_readme_is_valid(tmp_path):
+    blocks = re.findall(r"```yaml\n(# profiles/mine\.yaml\n.*?)```", read("README.md"), flags=re.DOTALL)
+    assert len(blocks) == 1
+    (tmp_path / "mine.yaml").write_text(blocks[0], encoding="utf-8")
+    profile = load_profile(tmp_path / "mine.yaml")
+    assert (profile.name, profile.images.source) == ("mine", "folder")
+
+
+def test_columns_of_lfw_are_in_the_readme():
+    images = load_profile("lfw").images
+    columns = [images.image_column, images.group_column, *images.attributes]
+    assert not [c for c in columns if f"| `{c}` |" not in read("README.md")]
+    assert images.path_env in read("README.md")
+
+
+def test_citation_names_the_three_papers():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    found = {i["value"] for r in citation["references"] for i in r["identifiers"]}
+    assert found == {"arXiv:2603.21786", "arXiv:2410.23530", "arXiv:2210.10960"}
+    assert all(number.removeprefix("arXiv:") in read("README.md") for number in found)
+
+
+def test_no_file_mentions_a_path_of_the_machine():
+    files = repository_files()
+    assert ROOT / "README.md" in files and settings.CLAIMS in files
+    guilty = [str(p.relative_to(ROOT)) for p in files if any(path in text_of(p) for path in MACHINE_PATHS)]
+    assert not guilty

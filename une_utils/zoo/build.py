@@ -1,0 +1,167 @@
+"""Build a profile's NoiseZoo: ``python -m une_utils.zoo.build --profile mini``.
+
+The same command goes on after any interruption and gives the same bits: a shard is computed by one process with one
+thread, in batches that depend on the profile alone, and counts once its marker is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from une_utils.images import open_images, to_model_range
+from une_utils.models.ddim import invert
+from une_utils.models.encoders import Encoder
+from une_utils.models.generators import Generator
+from une_utils.settings import Profile, ProfileError, load_profile
+from une_utils.zoo.store import View, Zoo, ZooError, views
+
+COMPILE_FROM = 100_000  # network calls (counted in images) of a view from which compiling pays off
+
+
+def build(profile: Profile, workers: int | None = None, progress: bool = True) -> Zoo:
+    """Make or complete the zoo of a profile.
+
+    Args:
+        workers: processes, one core each; the number of cores when missing. With 1 everything runs in this process.
+
+    Raises:
+        ZooError: the folder holds latents of other images, models or settings, or a latent is not finite.
+    """
+    _forget()
+    source = open_images(profile)
+    zoo = Zoo(profile, source)
+    todo = []
+    for view in views(profile):
+        zoo.open_view(view, _shape(profile, view, source.size))
+        todo += [(view, number) for number in zoo.pending(view)]
+    workers = min(workers or os.cpu_count() or 1, max(1, len(todo)))
+    total = sum(len(zoo.shards[number]) for _, number in todo)
+    with tqdm(total=total, desc=f"zoo {profile.name}", unit="image", disable=not progress or not todo, smoothing=0.05) as bar:
+        for view, number in _run(profile, todo, workers):
+            bar.set_postfix_str(view.name)
+            bar.update(len(zoo.shards[number]))
+    _forget()
+    return zoo
+
+
+def _forget() -> None:
+    """Drop models and images of this process: the files behind them may change before the next build."""
+    _opened.cache_clear()
+    _runner.cache_clear()
+
+
+def _run(profile: Profile, todo: list[tuple[View, int]], workers: int):
+    """Compute shards and yield each when it is on disk."""
+    if workers == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in every worker: the bits of a sum depend on the number of threads
+        try:
+            for view, number in todo:
+                _write(profile, view, number)
+                yield view, number
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked copy of a threaded process may hang
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
+        futures = {pool.submit(_write, profile, view, number): (view, number) for view, number in todo}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker(parent: int) -> None:
+    """One thread a process: two OpenMP threads slow each other down when the second core is busy."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """End this worker when its parent is gone (killed), so that a resumed build is the only writer."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _write(profile: Profile, view: View, number: int) -> None:
+    zoo, source = _opened(profile.model_dump_json())
+    rows = zoo.shards[number]
+    zoo.write_shard(view, number, compute(profile, view, source.load(list(rows))))
+
+
+@cache
+def _opened(profile_json: str):
+    """Zoo and images of a profile, once a process."""
+    profile = Profile.model_validate_json(profile_json)
+    return Zoo(profile), open_images(profile)
+
+
+def compute(profile: Profile, view: View, images: np.ndarray) -> np.ndarray:
+    """Latents (n, D) float32 of pictures (n, H, W, 3) uint8, in batches of the profile's size."""
+    run = _runner(profile.model_dump_json(), view.name)
+    size = profile.zoo.batch
+    batches = [torch.from_numpy(to_model_range(images[i : i + size])) for i in range(0, len(images), size)]
+    return np.concatenate([run(x).flatten(1).numpy() for x in batches])
+
+
+@cache
+def _runner(profile_json: str, view_name: str):
+    """The function that turns a batch of pictures (n, 3, H, W) in [-1, 1] into latents; models are loaded once a process."""
+    profile = Profile.model_validate_json(profile_json)
+    view = next(v for v in views(profile) if v.name == view_name)
+    if view.kind == "pixels":
+        return lambda x: x
+    path = view.model.resolved_path()
+    if view.kind == "encoder":
+        return Encoder.load(path).embed
+    generator = Generator.load(path, untrained_seed=view.settings.get("seed"))
+    if view.kind == "vae":
+        return generator.encode
+    calls = (profile.images.count or COMPILE_FROM) * view.settings["steps"]
+    if calls > COMPILE_FROM:
+        generator.compile()
+    schedule = generator.schedule(view.settings["steps"])
+    return lambda x: invert(generator, generator.encode(x), schedule, convention=view.settings["convention"]).latents
+
+
+def _shape(profile: Profile, view: View, size: int) -> tuple[int, ...]:
+    if view.kind == "pixels":
+        return 3, size, size
+    path = view.model.resolved_path()
+    return (Encoder.load(path).dimension,) if view.kind == "encoder" else Generator.load(path).shape
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--workers", type=int)
+    arguments = parser.parse_args()
+    try:
+        zoo = build(load_profile(arguments.profile), arguments.workers)
+    except (ProfileError, ZooError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the shards that are missing", file=sys.stderr)
+        return 130
+    print(f"{zoo.path}: {len(zoo)} images, views {', '.join(zoo.names)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The NoiseZoo on disk: the latents that many models give to the same images.
+
+Layout of a zoo folder::
+
+    zoo.json                     profile, images, split, package versions: written once
+    index.zarr/                  ids (N,), attributes (N, A) bool, train (N,) bool
+    <view>/view.json             what the view is made from: model hash, settings, shape
+    <view>/latents.zarr          (N, D) float16, Zarr v3, one shard for ``shard_rows`` rows
+    <view>/done/<shard>.json     a marker for each finished shard: rows and hash of its bits
+
+A view is one (N, D) array: the inverted noise of a generator, the embedding of an encoder, or a baseline.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from une_utils.files import digest, json_digest, model_hash, read_json, write_json
+from une_utils.images import ImageSource, fingerprint, train_mask
+from une_utils.settings import Model, Profile
+
+FORMAT = 1
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "zarr")
+KINDS = ("noise", "untrained", "vae", "encoder", "pixels")
+
+
+class ZooError(RuntimeError):
+    """The zoo on disk is incomplete or was made from something else; the message says what and what to do."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One array of the zoo.
+
+    Attributes:
+        name: folder of the view.
+        kind: "noise" (DDIM-inverted), "untrained" (inverted through a network with random weights), "vae" (VAE latents),
+            "encoder" (embeddings) or "pixels" (values in [-1, 1]).
+        model: the generator or encoder behind it; None for pixels.
+        settings: what else decides the bits.
+    """
+
+    name: str
+    kind: str
+    model: Model | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def views(profile: Profile) -> list[View]:
+    """All views of a profile: noise, VAE latents and the untrained control of each generator, each encoder, and pixels."""
+    zoo = profile.zoo
+    found = []
+    for model in profile.generators:
+        inversion = {"steps": zoo.steps, "convention": zoo.convention, "batch": zoo.batch}
+        control = {"steps": zoo.untrained_steps, "convention": zoo.convention, "batch": zoo.batch, "seed": profile.seed}
+        found += [
+            View(model.name, "noise", model, inversion),
+            View(f"{model.name}-untrained", "untrained", model, control),
+            View(f"{model.name}-vae", "vae", model),
+        ]
+    return [*found, *(View(m.name, "encoder", m) for m in profile.encoders), View("pixels", "pixels")]
+
+
+class Zoo:
+    """Reads a zoo, and writes its shards.
+
+    Args:
+        profile: decides the folder, the images and the split.
+        source: the profile's images; needed to make a new zoo, not to read a finished one.
+    """
+
+    def __init__(self, profile: Profile, source: ImageSource | None = None):
+        self.profile, self.path = profile, profile.zoo_path
+        if source is not None:
+            self._make(source)
+        self.info = read_json(self.path / "zoo.json")
+        if not self.info:
+            raise ZooError(f"there is no zoo at {self.path}; notebook 01 or `python -m une_utils.zoo.build --profile {profile.name}` makes it")
+        index = zarr.open_group(self.path / "index.zarr", mode="r")
+        self.ids = np.array(index["ids"][:].tolist())
+        self.attributes = index["attributes"][:].astype(bool)
+        self.train = index["train"][:].astype(bool)
+        self.attribute_names = tuple(self.info["attribute_names"])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _make(self, source: ImageSource) -> None:
+        wanted = {
+            "format": FORMAT,
+            "images": fingerprint(source),
+            "count": len(source),
+            "attribute_names": list(source.attribute_names),
+            "split": {"seed": self.profile.seed, "train_fraction": self.profile.train_fraction},
+            "shard_rows": self.profile.zoo.shard_rows,
+        }
+        found = read_json(self.path / "zoo.json")
+        if found:
+            _refuse_other(self.path, {k: found.get(k) for k in wanted}, wanted)
+            return
+        index = zarr.open_group(self.path / "index.zarr", mode="w")
+        index.create_array("ids", data=np.asarray(source.ids).astype(np.dtypes.StringDType()))
+        index.create_array("attributes", data=source.attributes.astype(bool))
+        index.create_array("train", data=train_mask(source, self.profile.train_fraction, self.profile.seed))
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        write_json(self.path / "zoo.json", wanted | {"profile": self.profile.name, "packages": versions})
+
+    @property
+    def shards(self) -> list[range]:
+        """Rows of each shard."""
+        size = self.info["shard_rows"]
+        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def open_view(self, view: View, shape: tuple[int, ...]) -> None:
+        """Prepare a view for writing; refuses one that was made from another model or other settings.
+
+        Args:
+            shape: shape of one latent; D is its product.
+        """
+        folder = self.path / view.name
+        wanted = _identity(view, shape)
+        found = read_json(folder / "view.json")
+        if found:
+            _refuse_other(folder, found, wanted)
+            return
+        dimension, rows = math.prod(shape), self.info["shard_rows"]
+        zarr.create_array(
+            folder / "latents.zarr", shape=(len(self), dimension), shards=(rows, dimension), chunks=(_chunk(rows), dimension),
+            dtype="float16", overwrite=True,
+        )  # fmt: skip
+        write_json(folder / "view.json", wanted)
+
+    def pending(self, view: View) -> list[int]:
+        """Numbers of the shards without a marker."""
+        return [i for i in range(len(self.shards)) if not self._marker(view.name, i).is_file()]
+
+    def write_shard(self, view: View, number: int, latents: np.ndarray) -> None:
+        """Write one shard and then its marker.
+
+        Args:
+            latents: (rows of the shard, D), any float type; stored as float16.
+
+        Raises:
+            ZooError: another shape, or a value that is not finite in float16; names the first image that has one. Nothing
+                is written.
+        """
+        rows = self.shards[number]
+        array = zarr.open_array(self.path / view.name / "latents.zarr", mode="r+")
+        expected = (len(rows), array.shape[1])
+        if np.shape(latents) != expected:
+            raise ZooError(f"view '{view.name}': shard {number} should have latents of shape {expected}, got {np.shape(latents)}")
+        with np.errstate(over="ignore"):  # reported below, with the image's name
+            stored = np.asarray(latents).astype(np.float16)
+        bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+        if len(bad):
+            raise ZooError(f"view '{view.name}': {len(bad)} latents hold NaN or exceed float16, first image {self.ids[rows[bad[0]]]}")
+        # Zarr reads a shard before it writes to it, and fails on one that was left damaged.
+        old = self.path / view.name / "latents.zarr" / array.metadata.encode_chunk_key((number, 0))
+        shutil.rmtree(old.parent, ignore_errors=True)
+        array[rows.start : rows.stop] = stored
+        write_json(self._marker(view.name, number), {"rows": [rows.start, rows.stop], "sha256": digest(stored.tobytes())})
+
+    def _marker(self, name: str, number: int) -> Path:
+        return self.path / name / "done" / f"{number:05d}.json"
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the views that are complete."""
+        found = [v.name for v in views(self.profile) if (self.path / v.name / "view.json").is_file()]
+        return [name for name in found if all(self._marker(name, i).is_file() for i in range(len(self.shards)))]
+
+    def view_info(self, name: str) -> dict[str, Any]:
+        """What a view was made from: kind, model hash, settings and shape of one latent."""
+        return read_json(self.path / name / "view.json")
+
+    def latents(self, name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Latents (n, D) float32 of a complete view.
+
+        Args:
+            rows: (N,) mask, integers or a slice.
+        """
+        if name not in self.names:
+            raise ZooError(f"view '{name}' is not complete in {self.path}; complete are: {', '.join(self.names) or 'none'}")
+        array = zarr.open_array(self.path / name / "latents.zarr", mode="r")
+        return array[:][rows].astype(np.float32)
+
+
+def _chunk(rows: int) -> int:
+    """Largest chunk of at most 125 rows that divides a shard evenly, as Zarr's sharding needs."""
+    return next(n for n in range(min(rows, 125), 0, -1) if rows % n == 0)
+
+
+def _identity(view: View, shape: tuple[int, ...]) -> dict[str, Any]:
+    weights = model_hash(view.model.resolved_path()) if view.model else None
+    return asdict(view) | {"model": view.model.name if view.model else None, "weights": weights, "shape": list(shape), "format": FORMAT}
+
+
+def _refuse_other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ZooError when what is on disk was made from something else."""
+    if json_digest(found) == json_digest(wanted):
+        return
+    keys = [k for k in sorted({*found, *wanted}) if json_digest(found.get(k)) != json_digest(wanted.get(k))]
+    lines = [f"  {k}: on disk {str(found.get(k))[:100]}, now {str(wanted.get(k))[:100]}" for k in keys]
+    raise ZooError(
+        f"{folder} was made from something else, and latents of two origins are never mixed:\n" + "\n".join(lines)
+        + "\nDelete that folder to make it again, or give the profile another name."
+    )  # fmt: skip
