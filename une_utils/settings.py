@@ -102,7 +102,7 @@ class Analysis(_Section):
     projections: int = Field(5000, ge=10, description="random unit directions of the Gaussianity test (Table 1: 5,000)")
     rows: int = Field(250, ge=8, description="rows drawn per direction (Table 1: 250)")
     bootstrap: int = Field(1000, ge=20)
-    roundtrip_images: int = Field(64, ge=4)
+    roundtrip_images: int = Field(32, ge=4)
     samples: int = Field(64, ge=4, description="pictures sampled from the generator for the figures")
 
 

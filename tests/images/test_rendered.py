@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from une_utils.images.rendered import (
+    designed_correlation,
     ATTRIBUTES,
     FACTORS,
     NUISANCES,
@@ -219,3 +220,12 @@ def test_extreme_factors_are_drawn_without_warning(extreme):
     with np.errstate(all="raise", under="ignore"):
         pictures = render(np.full((1, len(FACTORS)), extreme), SIZE)
     assert pictures.std() > 5
+
+
+def test_designed_correlation_is_what_many_faces_show():
+    design = designed_correlation()
+    z = sample_z(11, range(20_000))
+    attributes = factors_to_attributes(z_to_factors(z))
+    assert np.abs(np.corrcoef(attributes.T) - design).max() < 0.03  # four standard errors at 20,000 faces
+    black, blond = (list(ATTRIBUTES).index(n) for n in ("Black_Hair", "Blond_Hair"))
+    assert design[black, blond] < -0.3 and not (attributes[:, black] & attributes[:, blond]).any()

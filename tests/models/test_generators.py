@@ -76,6 +76,17 @@ def test_bfloat16_is_close_to_precise(generator, tiny_models):
     assert torch.equal(fast.encode(pictures(2)), generator.encode(pictures(2)))  # only the network is rounded
 
 
+def test_a_compiler_that_changes_the_network_is_noticed(tiny_models, monkeypatch):
+    fast = Generator.load(tiny_models.generator)
+    x = draw_noise(fast.shape, 0, range(2))
+    expected = fast(x, 10)
+    monkeypatch.setattr(torch, "compile", lambda net, **_: net)
+    assert torch.equal(fast.compile(2)(x, 10), expected)
+    monkeypatch.setattr(torch, "compile", lambda net, **_: lambda x, t: type("Out", (), {"sample": 1.1 * net(x, t).sample}))
+    with pytest.raises(RuntimeError, match="differs from the plain one by 10%"):
+        fast.compile(2)
+
+
 def test_loaded_weights_are_the_files(generator, tiny_models):
     from safetensors.torch import load_file
 

@@ -162,11 +162,35 @@ def falls(loss, module, steps, rate, tmp_path, key, **settings):
 def test_autoencoder_learns(tmp_path):
     torch.manual_seed(0)
     vae = AutoencoderKL(
-        block_out_channels=[8, 8], latent_channels=4, layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
-        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, sample_size=32,
+        block_out_channels=[8, 8, 8], latent_channels=4, layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
+        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, sample_size=32,
     )  # fmt: skip
-    loss = vae_loss(vae, faces(16), batch=2, full_share=0.5, crop=16, kl=1e-4, flip=True)
+    loss = vae_loss(vae, faces(16), batch=2, full_share=0.5, crop=16, kl=1e-4, square=1.0, flip=True)
     assert falls(loss, vae, 40, 5e-3, tmp_path, "l1") < 0.9
+
+
+class Mirror(nn.Module):
+    """An autoencoder that answers x + 0.1 and has a known posterior."""
+
+    def encode(self, x):
+        self.x = x
+        shape = (len(x), 4, x.shape[2] // 4, x.shape[3] // 4)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=torch.full(shape, 2.0), logvar=torch.full(shape, -1.0)))
+
+    def decode(self, latents):
+        return SimpleNamespace(sample=self.x + 0.1)
+
+
+@pytest.mark.parametrize("full_share, shape", [(1.0, (2, 3, 32, 32)), (0.0, (8, 3, 16, 16))])
+def test_autoencoder_loss_in_numbers(full_share, shape):
+    """L1 0.1, no change of the gradients, squared error 0.01, KL (4 + e^-1 - 1 + 1) / 2; crops hold as many pixels."""
+    mirror = Mirror()
+    loss = vae_loss(mirror, faces(16), batch=2, full_share=full_share, crop=16, kl=0.5, square=3.0, flip=True)
+    value, numbers = loss(0, torch.Generator().manual_seed(0))
+    kl = (4 + np.exp(-1)) / 2
+    assert value.item() == pytest.approx(0.1 + 3 * 0.01 + 0.5 * kl, rel=1e-4)
+    assert numbers == pytest.approx({"l1": 0.1, "kl": kl, "psnr": 10 * np.log10(4 / 0.01)}, rel=1e-4)
+    assert mirror.x.shape == shape
 
 
 def tiny_unet():
@@ -264,7 +288,10 @@ def test_crops_have_the_share_of_the_area_asked_for():
 
 LATENT_DIFFUSION = {
     "kind": "latent-diffusion", "seed": 1, "flip": False, "images": {"rendered": 12, "size": 32, "seed": 9},
-    "vae": {"channels": [16, 16, 16], "batch": 2, "full_share": 0.6, "kl": 5e-4, "steps": 4, "learning_rate": 1e-3, "ema": 0.9},
+    "vae": {
+        "channels": [8, 16, 16], "groups": 4, "log_variance": -4.0, "batch": 2, "full_share": 0.6, "kl": 5e-4, "square": 2.0, "steps": 4,
+        "learning_rate": 1e-3, "ema": 0.9,
+    },
     "scheduler": {"num_train_timesteps": 100, "prediction_type": "v_prediction", "clip_sample": False, "timestep_spacing": "leading"},
     "unet": {"channels": [32, 32, 32], "batch": 4, "steps": 4, "learning_rate": 1e-3, "ema": 0.9, "compile": False},
 }  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 
 from une_utils import settings
 from une_utils.report import claims
-from une_utils.report.claims import Bounds, ClaimsError, ledger, load_claims, outdated_claims, record, rounded, table_markdown
+from une_utils.report.claims import Bounds, ClaimsError, ledger, load_claims, outdated_claims, record, rounded, table_markdown, verdicts
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,7 @@ def test_record_and_ledger(mini):
     frame = ledger(mini, "02")
     assert frame.columns.tolist() == ["claim", "source", "paper", "here", "n", "verdict"]
     assert frame.iloc[0].tolist() == ["Noise passes", "UNE, Table 1", "95.6 %", "95.8 [95.1, 96.4] %", "5000", "holds"]
+    assert verdicts(mini, "02").splitlines()[0] == "une.table1.noise_ad: 96 %, holds"
 
 
 def test_claims_json_is_sorted_and_replaces(mini, project):

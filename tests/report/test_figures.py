@@ -7,7 +7,7 @@ import pytest
 
 from une_utils import settings
 from une_utils.report import figures
-from une_utils.report.figures import check_figure, forget_outdated, save_figure, stale_figures
+from une_utils.report.figures import check_figure, forget_outdated, publisher, read_manifest, save_figure, stale_figures
 
 
 def line_figure(title="title", xlabel="x (px)", ylabel="y (px)"):
@@ -159,3 +159,12 @@ def test_forget_outdated_removes_what_the_notebook_no_longer_draws(mini):
     save(mini, "new")
     assert forget_outdated(mini, "02") == ["old"]
     assert stale_figures("mini") == [] and not (mini.figures_path / "old.png").exists()
+
+
+def test_publisher_saves_shows_and_closes(mini, capsys):
+    fig, ax = plt.subplots()
+    ax.plot([1, 2])
+    ax.set(title="t", xlabel="x", ylabel="y")
+    publisher("02", mini)(fig, "shown", "What to see.")
+    assert read_manifest(mini)["shown"]["caption"] == "What to see."
+    assert "Figure shown: What to see." in capsys.readouterr().out and not plt.fignum_exists(fig.number)

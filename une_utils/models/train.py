@@ -21,9 +21,8 @@ from une_utils.images import open_images, to_model_range, train_mask
 from une_utils.images.rendered import RenderedFaces
 from une_utils.models.ddim import to_eps
 from une_utils.models.generators import Generator, draw_noise
-from une_utils.models.training import Autoencoding, DinoNet, dino_loss, noise_loss, train, vae_loss
+from une_utils.models.training import DinoNet, dino_loss, noise_loss, train, vae_loss
 from une_utils.settings import MODELS, ProfileError, cache_root, load_profile
-
 
 HELD_OUT = 500  # pictures for the numbers of a model card
 
@@ -41,7 +40,7 @@ def held_out_images(recipe: dict) -> np.ndarray:
 def training_images(recipe: dict) -> np.ndarray:
     """Pictures (N, H, W, 3) uint8 of a recipe: rendered ones of another seed than any profile's, or a profile's train split.
 
-    They are kept in the cache, since rendering 80,000 faces takes minutes.
+    They are kept in the cache, since drawing 60,000 faces takes minutes.
     """
     spec = recipe["images"]
     if "rendered" in spec:
@@ -66,14 +65,14 @@ def train_autoencoder(folder: Path, recipe: dict, images: np.ndarray, work: Path
     spec = recipe["vae"]
     torch.manual_seed(recipe["seed"])
     vae = AutoencoderKL(
-        block_out_channels=spec["channels"], latent_channels=4, layers_per_block=1, norm_num_groups=16, mid_block_add_attention=False,
+        block_out_channels=spec["channels"], latent_channels=4, layers_per_block=1, norm_num_groups=spec["groups"], mid_block_add_attention=False,
         down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, sample_size=images.shape[1],
     )  # fmt: skip
+    with torch.no_grad():  # start with little posterior noise: under unit noise the decoder may learn to ignore the latents
+        vae.quant_conv.bias[4:] = spec["log_variance"]
     vae = vae.to(memory_format=torch.channels_last)
-    net = Autoencoding(vae)
     loss = vae_loss(
-        torch.compile(net, dynamic=False) if spec["compile"] else net, images, batch=spec["batch"], full_share=spec["full_share"],
-        crop=32, kl=spec["kl"], square=spec["square"], flip=recipe["flip"],
+        vae, images, batch=spec["batch"], full_share=spec["full_share"], crop=32, kl=spec["kl"], square=spec["square"], flip=recipe["flip"],
     )  # fmt: skip
     ema = train(
         f"{folder.name} vae", vae, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],

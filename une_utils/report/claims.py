@@ -28,6 +28,7 @@ from une_utils.settings import Profile
 
 README_PROFILES = ("mini", "lfw")
 START, END = "<!-- claims:start -->", "<!-- claims:end -->"
+STABLE_DIGITS = 2  # the third moves between kinds of processor
 COLUMNS = ["claim", "source", "paper", "here", "n", "verdict"]
 
 
@@ -188,7 +189,7 @@ def _checked(claim_id: str, value: float, low: float | None, high: float | None)
 def ledger(profile: Profile, notebook: str) -> pd.DataFrame:
     """The claims of a notebook: columns claim, source, paper, here, n, verdict; the index holds the ids. All cells are text.
 
-    ``here`` is rounded to the claim's digits, so that a stored output can be compared word for word. Raises ValueError when
+    ``here`` is rounded to the claim's digits. Raises ValueError when
     claims.yaml has no claim for the notebook.
     """
     claims = notebook_claims(notebook)
@@ -199,17 +200,29 @@ def ledger(profile: Profile, notebook: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS, index=[c.id for c in claims])
 
 
+def verdicts(profile: Profile, notebook: str) -> str:
+    """One line per claim of a notebook: id, value to two digits, verdict. Made to be compared word for word by nbval."""
+    recorded = read_json(_claims_path(profile))
+    rows = [(c, recorded.get(c.id)) for c in notebook_claims(notebook)]
+    return "\n".join(f"{c.id}: {_value(c, row)} {_verdict(c, profile.name, row)}" for c, row in rows)
+
+
+def _value(claim: Claim, row: dict[str, Any] | None) -> str:
+    known = row is not None and "value" in row
+    return f"{rounded(row['value'], STABLE_DIGITS)} {claim.unit}".strip() + "," if known else "no value,"
+
+
 def _ledger_row(claim: Claim, profile_name: str, row: dict[str, Any] | None) -> list[str]:
     n = "" if row is None or row["n"] is None else str(row["n"])
-    here, verdict = _here(claim, row), _verdict(claim, profile_name, row)
+    here, verdict = _here(claim, row, claim.digits), _verdict(claim, profile_name, row)
     return [claim.statement, f"{claim.work}, {claim.source}", claim.paper, here, n, verdict]
 
 
-def _here(claim: Claim, row: dict[str, Any] | None) -> str:
+def _here(claim: Claim, row: dict[str, Any] | None, digits: int) -> str:
     """Value, interval and unit as text, for example "95.8 [95.1, 96.4] %"."""
     if row is None or "value" not in row:
         return ""
-    value, low, high = (rounded(row[key], claim.digits) for key in ("value", "low", "high"))
+    value, low, high = (rounded(row[key], digits) for key in ("value", "low", "high"))
     interval = "" if row["low"] == row["high"] else f" [{low}, {high}]"
     return f"{value}{interval} {claim.unit}".strip()
 
@@ -255,7 +268,7 @@ def table_markdown(profiles: Sequence[str] = README_PROFILES) -> str:
 
 
 def _readme_cell(claim: Claim, profile_name: str, row: dict[str, Any] | None) -> str:
-    here, verdict = _here(claim, row), _verdict(claim, profile_name, row)
+    here, verdict = _here(claim, row, claim.digits), _verdict(claim, profile_name, row)
     return f"{here}: **{verdict}**" if here else verdict
 
 

@@ -113,10 +113,10 @@ def _opened(profile_json: str):
 
 def compute(profile: Profile, view: View, images: np.ndarray) -> np.ndarray:
     """Latents (n, D) float32 of pictures (n, H, W, 3) uint8, in batches of the profile's size."""
-    run = _runner(profile.model_dump_json(), view.name)
-    size = profile.zoo.batch
-    batches = [torch.from_numpy(to_model_range(images[i : i + size])) for i in range(0, len(images), size)]
-    return np.concatenate([run(x).flatten(1).numpy() for x in batches])
+    run, size = _runner(profile.model_dump_json(), view.name), profile.zoo.batch
+    rows = np.arange(-(-len(images) // size) * size) % len(images)  # a compiled network takes batches of one size: fill the last
+    batches = [torch.from_numpy(to_model_range(images[rows[i : i + size]])) for i in range(0, len(rows), size)]
+    return np.concatenate([run(x).flatten(1).numpy() for x in batches])[: len(images)]
 
 
 @cache
@@ -134,7 +134,7 @@ def _runner(profile_json: str, view_name: str):
         return generator.encode
     calls = (profile.images.count or COMPILE_FROM) * view.settings["steps"]
     if calls > COMPILE_FROM:
-        generator.compile()
+        generator.compile(profile.zoo.batch)
     schedule = generator.schedule(view.settings["steps"])
     return lambda x: invert(generator, generator.encode(x), schedule, convention=view.settings["convention"]).latents
 
