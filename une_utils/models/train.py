@@ -180,6 +180,12 @@ def train_dino(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> No
     ship(ema.vit, folder)
 
 
+def measure(folder: Path, recipe: dict) -> None:
+    """Write the held-out numbers of a generator, once."""
+    if recipe["kind"] == "latent-diffusion" and not (folder / "held-out.json").is_file():
+        write_json(folder / "held-out.json", measure_latent_diffusion(folder, held_out_images(recipe)))
+
+
 TRAINERS = {"latent-diffusion": (train_latent_diffusion, "unet/config.json"), "dino": (train_dino, "config.json")}
 
 
@@ -194,17 +200,18 @@ def train_model(name: str, force: bool = False) -> None:
     trainer, last = TRAINERS[recipe["kind"]]
     if (folder / last).is_file() and not force:
         print(f"{name}: weights are there; --force trains them again")
+        measure(folder, recipe)
         return
     work = cache_root() / "train" / name
     work.mkdir(parents=True, exist_ok=True)
     if force:  # nothing of an earlier run may be gone on with
-        for made in (*folder.glob("config.json"), *folder.glob("*/config.json"), *folder.glob("*training.csv"), *work.glob("*")):
+        patterns = ("config.json", "*/config.json", "*training.csv", "held-out.json")
+        for made in (*(f for p in patterns for f in folder.glob(p)), *work.glob("*")):
             made.unlink()
     trainer(folder, recipe, training_images(recipe), work)
-    if recipe["kind"] == "latent-diffusion":
-        write_json(folder / "held-out.json", measure_latent_diffusion(folder, held_out_images(recipe)))
     for leftover in work.glob("*"):
         leftover.unlink()
+    measure(folder, recipe)
 
 
 def main() -> int:
