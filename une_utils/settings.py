@@ -93,7 +93,7 @@ class Zoo(_Section):
     convention: Literal["target", "current", "une"] = Field("target", description="see une_utils.models.ddim.invert")
     batch: int = Field(125, ge=1)
     shard_rows: int = Field(250, ge=1)
-    untrained_steps: int = Field(10, ge=2, description="DDIM steps of the control inverted through an untrained network")
+    untrained_steps: int = Field(5, ge=2, description="DDIM steps of the control inverted through an untrained network")
 
 
 class Analysis(_Section):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from une_utils.models import train as recipes
 from une_utils.models import training
 from une_utils.models.encoders import Encoder
 from une_utils.models.generators import Generator
-from une_utils.models.training import DinoNet, _update_ema, augment, dino_loss, noise_loss, sinkhorn, train, vae_loss
+from une_utils.models.training import DinoNet, _update_ema, augment, dino_loss, koleo, noise_loss, sinkhorn, train, vae_loss
 from une_utils.settings import ProfileError
 
 STEPS = 12
@@ -243,15 +244,22 @@ def test_dino_learns(tmp_path):
     student, teacher = (DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=16) for _ in range(2))
     teacher.load_state_dict(student.state_dict())
     before = teacher.prototypes.clone()
-    loss = dino_loss(student, teacher, faces(32), batch=16, flip=True, local_size=16)
+    loss = dino_loss(student, teacher, faces(32), batch=16, flip=True, local_size=16, spread=0.1)
     assert falls(loss, student, 32, 3e-3, tmp_path, "loss", ema=teacher) < 0.97
     assert not torch.equal(teacher.prototypes, before)  # the teacher that the loss uses is the one that is averaged
 
 
 def test_scores_of_a_head_are_cosines():
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)
-    scores = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=5)(torch.randn(3, 3, 16, 16))
+    features, scores = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=5)(torch.randn(3, 3, 16, 16))
+    assert features.shape == (3, 32)
     assert scores.shape == (3, 5) and scores.abs().max() <= 1 + 1e-6
+
+
+def test_koleo_rewards_spread():
+    """Orthogonal unit vectors are sqrt(2) apart, whatever their length; a pair that coincides is as bad as it gets."""
+    assert koleo(7 * torch.eye(4)).item() == pytest.approx(-math.log(math.sqrt(2)), abs=1e-5)
+    assert koleo(torch.ones(2, 4)).item() > 5
 
 
 def test_sinkhorn_balances():
@@ -297,7 +305,7 @@ LATENT_DIFFUSION = {
 }  # fmt: skip
 DINO = {
     "kind": "dino", "seed": 2, "flip": True, "images": {"rendered": 12, "size": 32, "seed": 9},
-    "vit": {"width": 32, "layers": 1, "prototypes": 16, "batch": 4, "steps": 3, "learning_rate": 1e-3, "ema": 0.9},
+    "vit": {"width": 32, "layers": 1, "patch": 8, "spread": 0.1, "prototypes": 16, "batch": 4, "steps": 3, "learning_rate": 1e-3, "ema": 0.9},
 }  # fmt: skip
 
 
@@ -412,7 +420,7 @@ def test_dino_recipe(models):
     assert set(weights(folder)) == {"model.safetensors"}
     assert json.loads((folder / "config.json").read_text())["hidden_size"] == 32
     embedded = Encoder.load(folder).embed(torch.from_numpy(to_model_range(faces12())))
-    assert embedded.shape == (12, 32) and torch.isfinite(embedded).all() and embedded.std(0).min() > 0
+    assert embedded.shape == (12, 64) and torch.isfinite(embedded).all() and embedded.std(0).min() > 0
 
 
 def test_weights_are_there_only_when_complete(models, monkeypatch):
@@ -429,7 +437,7 @@ def test_weights_are_there_only_when_complete(models, monkeypatch):
         patch.setattr(ViTModel, "save_pretrained", half)
         recipes.train_model("toy")
     recipes.train_model("toy")
-    assert Encoder.load(folder).dimension == 32
+    assert Encoder.load(folder).dimension == 64
     check_weights(folder)
 
 

@@ -8,8 +8,16 @@ import torch
 from transformers import ViTModel
 
 
+def embedding(tokens: torch.Tensor) -> torch.Tensor:
+    """Class token and mean patch token side by side, (N, 2 width), from a ViT's last tokens (N, 1 + patches, width).
+
+    As in the linear evaluation of DINOv2: the class token of a briefly trained ViT leaves out much that its patches hold.
+    """
+    return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
+
+
 class Encoder:
-    """A ViT in transformers' folder layout; the embedding is the class token after the last norm, not normalised."""
+    """A ViT in transformers' folder layout; see ``embedding``. Embeddings are not normalised."""
 
     def __init__(self, vit: ViTModel):
         self.vit = vit.eval().requires_grad_(False)
@@ -20,9 +28,9 @@ class Encoder:
 
     @property
     def dimension(self) -> int:
-        return self.vit.config.hidden_size
+        return 2 * self.vit.config.hidden_size
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (N, D) float32 of pictures (N, 3, H, W) in [-1, 1]."""
-        return self.vit(images).last_hidden_state[:, 0].clone()
+        return embedding(self.vit(images).last_hidden_state)

@@ -167,12 +167,12 @@ def train_dino(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> No
     torch.manual_seed(recipe["seed"])
     config = ViTConfig(
         hidden_size=spec["width"], num_hidden_layers=spec["layers"], num_attention_heads=spec["width"] // 32, intermediate_size=3 * spec["width"],
-        image_size=images.shape[1], patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        image_size=images.shape[1], patch_size=spec["patch"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     student = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=spec["prototypes"])
     teacher = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=spec["prototypes"])
     teacher.load_state_dict(student.state_dict())
-    loss = dino_loss(student, teacher, images, batch=spec["batch"], flip=recipe["flip"], local_size=32)
+    loss = dino_loss(student, teacher, images, batch=spec["batch"], flip=recipe["flip"], local_size=32, spread=spec["spread"])
     ema = train(
         folder.name, student, loss, ema=teacher, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],
         weight_decay=0.04, seed=recipe["seed"], checkpoint=work / "dino.safetensors", log=folder / "training.csv",

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from une_utils.models.encoders import embedding
+
 from une_utils.files import write_atomic
 from une_utils.models.ddim import PREDICTION_TYPES
 
@@ -225,25 +227,29 @@ def noise_loss(unet: nn.Module, latents: torch.Tensor, alphas_cumprod: torch.Ten
 
 
 class DinoNet(nn.Module):
-    """A ViT and the projection head of DINO (Caron et al. 2021): MLP, unit-norm bottleneck, prototypes."""
+    """A ViT and the projection head of DINO (Caron et al. 2021) on its embedding: MLP, unit-norm bottleneck, prototypes."""
 
     def __init__(self, vit: nn.Module, prototypes: int, hidden: int = 256, bottleneck: int = 64):
         super().__init__()
         self.vit = vit
-        width = vit.config.hidden_size
+        width = 2 * vit.config.hidden_size
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck) / math.sqrt(bottleneck))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.vit(x, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-        return F.normalize(self.head(features), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedding (B, 2 width) and scores (B, prototypes) of pictures (B, 3, H, W)."""
+        features = embedding(self.vit(x, interpolate_pos_encoding=True).last_hidden_state).float()
+        return features, F.normalize(self.head(features).float(), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
-def dino_loss(student: DinoNet, teacher: DinoNet, images: np.ndarray, *, batch: int, flip: bool, local_size: int, locals_: int = 2) -> Loss:
+def dino_loss(
+    student: DinoNet, teacher: DinoNet, images: np.ndarray, *, batch: int, flip: bool, local_size: int, spread: float, locals_: int = 2
+) -> Loss:
     """Self-distillation: the student's view must predict what the teacher (EMA) says of another view.
 
     Targets are balanced over the prototypes by three Sinkhorn-Knopp steps (as in SwAV and DINOv2), which needs no running
-    centre. Temperatures: student 0.1, teacher 0.05.
+    centre. Temperatures: student 0.1, teacher 0.05. ``spread`` weighs DINOv2's KoLeo term; without it, the few steps that a
+    laptop allows end in an embedding of the background's colour and little else.
     """
     side = images.shape[1]
 
@@ -253,19 +259,26 @@ def dino_loss(student: DinoNet, teacher: DinoNet, images: np.ndarray, *, batch: 
         small = torch.cat([augment(x, local_size, (0.25, 0.55), generator) for _ in range(locals_)])
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                target = sinkhorn(teacher(wide).float() / 0.05).chunk(2)
-            scores = [*student(wide).float().chunk(2), *student(small).float().chunk(locals_)]
+                target = sinkhorn(teacher(wide)[1].float() / 0.05).chunk(2)
+            features, wide_scores = student(wide)
+            scores = [*wide_scores.float().chunk(2), *student(small)[1].float().chunk(locals_)]
         terms = [
             -(target[i] * F.log_softmax(score / 0.1, dim=-1)).sum(-1).mean()
             for i in range(2)
             for j, score in enumerate(scores)
             if i != j
         ]
-        value = torch.stack(terms).mean()
-        entropy = -(target[0] * target[0].clamp_min(1e-9).log()).sum(-1).mean()
-        return value, {"loss": value.item(), "kl": (value - entropy).item()}
+        value, crowding = torch.stack(terms).mean(), sum(koleo(part) for part in features.chunk(2)) / 2
+        return value + spread * crowding, {"loss": value.item(), "koleo": crowding.item()}
 
     return loss
+
+
+def koleo(features: torch.Tensor) -> torch.Tensor:
+    """Kozachenko-Leonenko term: minus the mean log distance (features of unit length) to the nearest neighbour in the batch."""
+    unit = F.normalize(features.float(), dim=-1)
+    distance = torch.cdist(unit, unit) + 4 * torch.eye(len(unit))  # 4 exceeds every distance: nobody is its own neighbour
+    return -(distance.min(dim=1).values + 1e-6).log().mean()
 
 
 @torch.no_grad()
