@@ -244,14 +244,14 @@ def test_dino_learns(tmp_path):
     student, teacher = (DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=16) for _ in range(2))
     teacher.load_state_dict(student.state_dict())
     before = teacher.prototypes.clone()
-    loss = dino_loss(student, teacher, faces(32), batch=16, flip=True, local_size=16, spread=0.1)
+    loss = dino_loss(student, teacher, faces(32), batch=16, flip=True, smallest_crop=0.7, spread=0.1)
     assert falls(loss, student, 32, 3e-3, tmp_path, "loss", ema=teacher) < 0.97
     assert not torch.equal(teacher.prototypes, before)  # the teacher that the loss uses is the one that is averaged
 
 
 def test_scores_of_a_head_are_cosines():
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)
-    features, scores = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=5)(torch.randn(3, 3, 16, 16))
+    features, scores = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=5)(torch.randn(3, 3, 32, 32))
     assert features.shape == (3, 32)
     assert scores.shape == (3, 5) and scores.abs().max() <= 1 + 1e-6
 
@@ -305,7 +305,7 @@ LATENT_DIFFUSION = {
 }  # fmt: skip
 DINO = {
     "kind": "dino", "seed": 2, "flip": True, "images": {"rendered": 12, "size": 32, "seed": 9},
-    "vit": {"width": 32, "layers": 1, "patch": 8, "spread": 0.1, "prototypes": 16, "batch": 4, "steps": 3, "learning_rate": 1e-3, "ema": 0.9},
+    "vit": {"width": 32, "layers": 1, "patch": 8, "smallest_crop": 0.8, "spread": 0.1, "prototypes": 16, "batch": 4, "steps": 3, "learning_rate": 1e-3, "ema": 0.9},
 }  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def train_dino(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> No
     student = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=spec["prototypes"])
     teacher = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=spec["prototypes"])
     teacher.load_state_dict(student.state_dict())
-    loss = dino_loss(student, teacher, images, batch=spec["batch"], flip=recipe["flip"], local_size=32, spread=spec["spread"])
+    loss = dino_loss(student, teacher, images, batch=spec["batch"], flip=recipe["flip"], smallest_crop=spec["smallest_crop"], spread=spec["spread"])
     ema = train(
         folder.name, student, loss, ema=teacher, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],
         weight_decay=0.04, seed=recipe["seed"], checkpoint=work / "dino.safetensors", log=folder / "training.csv",

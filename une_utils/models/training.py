@@ -238,37 +238,34 @@ class DinoNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Embedding (B, 2 width) and scores (B, prototypes) of pictures (B, 3, H, W)."""
-        features = embedding(self.vit(x, interpolate_pos_encoding=True).last_hidden_state).float()
+        features = embedding(self.vit(x).last_hidden_state).float()
         return features, F.normalize(self.head(features).float(), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
 def dino_loss(
-    student: DinoNet, teacher: DinoNet, images: np.ndarray, *, batch: int, flip: bool, local_size: int, spread: float, locals_: int = 2
+    student: DinoNet, teacher: DinoNet, images: np.ndarray, *, batch: int, flip: bool, smallest_crop: float, spread: float
 ) -> Loss:
     """Self-distillation: the student's view must predict what the teacher (EMA) says of another view.
 
     Targets are balanced over the prototypes by three Sinkhorn-Knopp steps (as in SwAV and DINOv2), which needs no running
     centre. Temperatures: student 0.1, teacher 0.05. ``spread`` weighs DINOv2's KoLeo term; without it, the few steps that a
     laptop allows end in an embedding of the background's colour and little else.
+
+    Both views are wide crops, at least ``smallest_crop`` of the area. DINO's narrow crops teach what is the same all over a
+    picture, so they teach to leave out a smile, which only one part of an aligned face shows.
     """
     side = images.shape[1]
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         x = _batch(images, _rows(len(images), batch, generator), generator, flip)
-        wide = torch.cat([augment(x, side, (0.55, 1.0), generator) for _ in range(2)])
-        small = torch.cat([augment(x, local_size, (0.25, 0.55), generator) for _ in range(locals_)])
+        views = torch.cat([augment(x, side, (smallest_crop, 1.0), generator) for _ in range(2)])
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                target = sinkhorn(teacher(wide)[1].float() / 0.05).chunk(2)
-            features, wide_scores = student(wide)
-            scores = [*wide_scores.float().chunk(2), *student(small)[1].float().chunk(locals_)]
-        terms = [
-            -(target[i] * F.log_softmax(score / 0.1, dim=-1)).sum(-1).mean()
-            for i in range(2)
-            for j, score in enumerate(scores)
-            if i != j
-        ]
-        value, crowding = torch.stack(terms).mean(), sum(koleo(part) for part in features.chunk(2)) / 2
+                targets = sinkhorn(teacher(views)[1].float() / 0.05).chunk(2)
+            features, scores = student(views)
+        pairs = zip(targets, reversed(scores.float().chunk(2)), strict=True)
+        value = sum(-(target * F.log_softmax(score / 0.1, dim=-1)).sum(-1).mean() for target, score in pairs) / 2
+        crowding = sum(koleo(part) for part in features.chunk(2)) / 2
         return value + spread * crowding, {"loss": value.item(), "koleo": crowding.item()}
 
     return loss

@@ -100,7 +100,7 @@ def _show_mosaic(grid: np.ndarray, gaps: tuple[int, int], title: str) -> tuple[F
     fig, ax = plt.subplots(figsize=(width, width * canvas.shape[0] / canvas.shape[1] + 0.5))
     ax.imshow(canvas, interpolation="nearest")
     ax.set_axis_off()
-    fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    ax.set_title(title, pad=24)  # room for labels above the first row; a title of the figure would float over shrunk axes
     return fig, ax
 
 
