@@ -17,7 +17,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from IPython.display import display
+from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -126,11 +126,22 @@ def publisher(notebook: str, profile: Profile) -> Callable[[Figure, str, str], N
 
     def show(fig: Figure, name: str, caption: str) -> None:
         save_figure(fig, name, notebook=notebook, profile=profile, caption=caption)
-        display(fig)
+        display(_inline(fig))
         print(textwrap.fill(f"Figure {name}: {caption}", 110))
         plt.close(fig)
 
     return show
+
+
+def _inline(fig: Figure) -> Image:
+    """The figure for a notebook's output, as PNG or JPEG, whichever is smaller: sheets of faces are five times smaller as JPEG."""
+    renderings = {}
+    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 85}}}.items():
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format=kind, dpi=80, bbox_inches="tight", **options)
+        renderings[kind] = buffer.getvalue()
+    kind = min(renderings, key=lambda k: len(renderings[k]))
+    return Image(renderings[kind], format=kind, alt=fig.get_suptitle() or None)
 
 
 def _relative(path: str | Path) -> str:
