@@ -142,7 +142,7 @@ def _picture_files(profile: Profile) -> list[tuple[str, int, int]]:
     path = profile.images.resolved_path()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     if profile.images.attributes_csv:
-        files.append(settings.ROOT / profile.images.attributes_csv)
+        files.append(path / profile.images.attributes_csv)  # relative to the pictures, as FolderImages reads it
     return [(str(p), s.st_size, s.st_mtime_ns) for p in files if p.is_file() for s in [p.stat()]]
 
 
