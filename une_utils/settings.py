@@ -77,6 +77,13 @@ class Model(_Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     path: str
+    label: str = Field("", description="name in figures and tables; ``name`` when empty")
+    steps: int | None = Field(None, ge=2, description="DDIM steps of the inversion; the zoo's when missing")
+    untrained_seed: int | None = Field(None, description="encoders: draw the weights with this seed instead of reading them")
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
 
     def resolved_path(self) -> Path:
         """Folder of the weights; raises ProfileError with the way to make them when it is missing."""
@@ -114,8 +121,9 @@ class Profile(_Section):
     seed: int = 42
     images: Images
     train_fraction: float = Field(0.8, gt=0, lt=1)
-    generators: list[Model]
-    encoders: list[Model]
+    generators: list[Model] = Field(min_length=1, description="the first one plays the main part")
+    encoders: list[Model] = Field(min_length=1)
+    oracle: str | None = Field(None, description="model below ``data/models`` that judges edits of rendered faces")
     zoo: Zoo = Zoo()
     analysis: Analysis = Analysis()
 

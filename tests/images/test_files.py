@@ -563,8 +563,11 @@ def test_parquet_row_group_too_large(tmp_path, monkeypatch):
 # Profiles
 
 
+MODEL = {"name": "g", "path": "g"}
+
+
 def profile(**images):
-    return Profile(name="t", title="t", seed=3, images={"size": 16, **images}, generators=[], encoders=[])
+    return Profile(name="t", title="t", seed=3, images={"size": 16, **images}, generators=[MODEL], encoders=[MODEL | {"name": "e"}])
 
 
 def test_open_images_follows_the_profile(tmp_path):

@@ -233,9 +233,8 @@ def test_a_network_that_diverges(tiny_profile, monkeypatch):
     assert files == ["0"]
 
 
-@pytest.mark.parametrize("rows, sizes", [(6, [4, 4]), (4, [4]), (1, [4]), (9, [4, 4, 4])])
-def test_batches_have_one_size(tiny_profile, monkeypatch, rows, sizes):
-    """The last batch is filled up; what fills it is cut off again."""
+@pytest.mark.parametrize("rows, sizes", [(6, [4, 2]), (4, [4]), (1, [1]), (9, [4, 4, 1])])
+def test_batches_have_the_profiles_size(tiny_profile, monkeypatch, rows, sizes):
     seen = []
     monkeypatch.setattr(building, "_runner", lambda *_: lambda x: seen.append(len(x)) or x[:, 0, 0, :1])
     images = np.zeros((rows, 8, 8, 3), np.uint8)

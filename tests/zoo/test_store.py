@@ -45,6 +45,18 @@ def test_views_of_a_profile(tiny_profile):
     assert found["tiny-ldm-untrained"].settings == {"steps": 3, "convention": "target", "batch": 4, "seed": 42}
 
 
+def test_views_of_several_models(tiny_profile, tmp_path):
+    """Only the first generator has baselines; a model's own number of steps and an encoder's seed are part of its view."""
+    generator, encoder = (models[0].model_dump() for models in (tiny_profile.generators, tiny_profile.encoders))
+    profile = other(
+        tmp_path, generators=[generator, generator | {"name": "second", "steps": 2}], encoders=[encoder, encoder | {"name": "random", "untrained_seed": 7}]
+    )
+    found = {view.name: view for view in views(profile)}
+    assert list(found) == ["tiny-ldm", "tiny-ldm-untrained", "tiny-ldm-vae", "second", "tiny-vit", "random", "pixels"]
+    assert (found["second"].settings["steps"], found["tiny-ldm"].settings["steps"]) == (2, 4)
+    assert (found["random"].settings, found["tiny-vit"].settings) == ({"seed": 7}, {})
+
+
 def test_index(zoo, tiny_profile):
     source = open_images(tiny_profile)
     for found in (zoo, Zoo(tiny_profile)):  # when it is made, and when it is read

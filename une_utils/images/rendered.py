@@ -246,7 +246,7 @@ def _colour(*rgb: float) -> np.ndarray:
     return np.array(rgb, dtype=np.float32)
 
 
-_SKIN = ((-2.2, -0.9, 0.2, 0.65, 0.95, 2.2), ((0.30, 0.18, 0.12), (0.52, 0.33, 0.22), (0.76, 0.53, 0.39), (0.82, 0.61, 0.48), (0.96, 0.81, 0.71), (1.0, 0.92, 0.88)))
+_SKIN = ((-2.2, -0.9, 0.2, 0.65, 0.95, 2.2), ((0.40, 0.25, 0.17), (0.56, 0.36, 0.25), (0.76, 0.53, 0.39), (0.82, 0.61, 0.48), (0.96, 0.81, 0.71), (1.0, 0.92, 0.88)))
 _HAIR = (
     (-2.0, -0.65, -0.35, 0.5, 0.85, 2.0),
     ((0.05, 0.05, 0.07), (0.11, 0.08, 0.08), (0.32, 0.18, 0.10), (0.53, 0.33, 0.16), (0.89, 0.70, 0.33), (0.99, 0.89, 0.58)),
@@ -277,7 +277,7 @@ def _shape(f: SimpleNamespace) -> SimpleNamespace:
         cx=0.35 * turn, cy=0.10, fx=1.25 * turn,  # centre of the head; features move further than the head when it turns
         rx=0.475 + 0.025 * male, ry=0.60, jaw=2.35 + 0.45 * male, male=male, skin=skin, hair=hair, turn=turn,
         light=0.13 * np.tanh(f.Light / 1.3), bald=_step(f.Bald, 0.98, 0.035), hat=_step(f.Wearing_Hat, 1.0, 0.03),
-        eye_y=0.02, mouth_y=0.405, grin=_tilt(f.Smiling, 0.0, 0.45),
+        eye_y=0.02, mouth_y=0.405, grin=_tilt(f.Smiling, 0.0, 0.35),
     )  # fmt: skip
 
 
@@ -411,14 +411,14 @@ def _nose(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
 
 def _mouth(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
     """Two lips between parabolas; a smile bends and widens them, an open mouth shows teeth and a dark inside."""
-    x0, w = s.fx, 0.185 + 0.025 * s.grin
+    x0, w = s.fx, 0.195 + 0.030 * s.grin
     gape = 0.105 * _step(f.Mouth_Slightly_Open, 0.20, 0.16) * (0.75 + 0.25 * np.clip(f.Mouth_Slightly_Open, 0, 2))
     where = c.box(x0 - 0.3, x0 + 0.3, 0.25, 0.66)
     x, y = c.x[where] - x0, c.y[where] - s.mouth_y
     q = np.clip((x / w) ** 2, 0, 1.4)
-    bend = 0.070 * s.grin * (0.45 - q) + 0.010  # corners go up when positive (y points down)
+    bend = 0.095 * s.grin * (0.45 - q) + 0.010  # corners go up when positive (y points down)
     taper = np.clip(1 - q, 0, 1)
-    slope = 1 / np.sqrt(1 + (0.140 * s.grin * x / w**2) ** 2)  # keeps a steep line as thin as a flat one
+    slope = 1 / np.sqrt(1 + (0.190 * s.grin * x / w**2) ** 2)  # keeps a steep line as thin as a flat one
     full = 0.034 + 0.008 * (1 - s.male) / 2 + 0.010 * _step(f.Wearing_Lipstick, 0.3, 0.3)
     round_off = 0.25 + 0.75 * np.sqrt(taper)
     top, bottom = bend - full * round_off, bend + gape * taper + 1.15 * full * round_off
@@ -443,9 +443,9 @@ def _mustache(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
     grow = np.clip(f.Mustache - 0.5, 0, 2)
     where = c.box(s.fx - 0.34, s.fx + 0.34, 0.22, 0.48)
     x, y = c.x[where] - s.fx, c.y[where] - 0.322
-    w, h = 0.160 + 0.030 * grow, 0.034 + 0.012 * grow
+    w, h = 0.175 + 0.030 * grow, 0.040 + 0.012 * grow
     wing = _ellipse(np.abs(x) - 0.52 * w, y - 0.30 * (np.abs(x) - 0.4 * w) * 0.6, 0.56 * w, h)
-    c.fill(where, wing, (s.hair * 0.75) , density)
+    c.fill(where, wing, _DARK * 0.7 + s.hair * 0.30, density)
 
 
 def _eyes(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
@@ -468,14 +468,14 @@ def _eyes(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
 
 
 def _brows(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
-    thick = 0.017 + 0.030 * _step(f.Bushy_Eyebrows, 0.55, 0.13) + 0.006 * np.clip(f.Bushy_Eyebrows, -1, 2)
-    arch = 0.085 * _step(f.Arched_Eyebrows, 0.38, 0.15) + 0.012 * np.clip(f.Arched_Eyebrows, -1, 2)
-    colour = s.hair * 0.62 + 0.02
+    thick = 0.016 + 0.036 * _step(f.Bushy_Eyebrows, 0.57, 0.10) + 0.006 * np.clip(f.Bushy_Eyebrows, -1, 2)
+    arch = 0.100 * _step(f.Arched_Eyebrows, 0.38, 0.12) + 0.012 * np.clip(f.Arched_Eyebrows, -1, 2)
+    colour = _DARK * 0.7 + s.hair * 0.22  # darker than hair and skin, so that they are seen on every face
     for side in (-1, 1):
         x0 = s.fx + side * 0.20
-        where = c.box(x0 - 0.20, x0 + 0.20, s.eye_y - 0.30, s.eye_y - 0.04)
+        where = c.box(x0 - 0.20, x0 + 0.20, s.eye_y - 0.36, s.eye_y - 0.05)
         u = (c.x[where] - x0) * side / 0.145  # -1 at the nose, 1 at the temple
-        ridge = s.eye_y - 0.128 - arch * (1 - (u - 0.25) ** 2) + 0.022 * u
+        ridge = s.eye_y - 0.150 - arch * (1 - (u - 0.25) ** 2) + 0.022 * u
         y = c.y[where] - ridge
         taper = thick * np.clip(1.0 - 0.25 * u, 0.5, 1.4)
         c.fill(where, np.maximum(np.abs(y) - taper, (np.abs(u) - 1) * 0.145), colour, 0.95)
@@ -486,10 +486,10 @@ def _glasses(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
     visible = _step(f.Eyeglasses, 0.58, 0.09)
     if visible < 0.004:
         return
-    thick = 0.015 + 0.012 * np.clip(f.Eyeglasses - 0.4, 0, 2)
-    frame, r = _colour(0.13, 0.11, 0.16), 0.160
+    thick = 0.015 + 0.008 * np.clip(f.Eyeglasses - 0.4, 0, 2)
+    frame, r = _colour(0.13, 0.11, 0.16), 0.150
     where = c.box(s.fx - 0.62, s.fx + 0.62, s.eye_y - 0.24, s.eye_y + 0.26)
-    x, y = c.x[where] - s.fx, c.y[where] - s.eye_y - 0.012
+    x, y = c.x[where] - s.fx, c.y[where] - s.eye_y - 0.018
     ring = _ellipse(np.abs(x) - 0.200, y, r, r * 0.92, 2.6)
     c.fill(where, ring, _colour(0.85, 0.93, 1.0), 0.16 * visible)
     c.fill(where, np.abs(ring) - thick, frame, visible)
@@ -507,7 +507,7 @@ def _front_hair(c: _Canvas, f: SimpleNamespace, s: SimpleNamespace) -> None:
     recede = 0.07 * np.clip(f.Bald + 0.5, 0, 1.5)
     line = -0.40 - recede + (0.95 + 1.2 * recede) * u**2 + 0.12 * np.clip(s.male, 0, 1) * np.abs(u)
     fringe = _step(f.Bangs, 0.48, 0.10)
-    low = -0.225 + 0.10 * u**2 - 0.025 * np.clip(f.Bangs - 0.5, 0, 2) * -1 + 0.018 * np.abs(np.sin(14 * u))
+    low = -0.285 + 0.10 * u**2 - 0.025 * np.clip(f.Bangs - 0.5, 0, 2) * -1 + 0.018 * np.abs(np.sin(14 * u))
     line = line + fringe * (np.minimum(low, 0.6) - line)
     long = 0.5 + 0.5 * np.tanh(f.Hair_Length / 1.2)
     sides = np.maximum(np.abs(x) - 0.47 - 0.13 * _step(f.Hair_Length, -0.55, 0.25), 0.425 - 0.015 * long - np.abs(x))  # strips beside the face

@@ -76,7 +76,7 @@ def make_schedule(scheduler, steps: int, spacing: str | None = None) -> Schedule
     return Schedule(tuple(timesteps), (float(ddim.final_alpha_cumprod), *levels), ddim.config.prediction_type)
 
 
-def to_eps(output: torch.Tensor, x: torch.Tensor, level: float, prediction_type: str) -> torch.Tensor:
+def to_eps(output: torch.Tensor, x: torch.Tensor, level: float | torch.Tensor, prediction_type: str) -> torch.Tensor:
     """Noise prediction from a network's output for the state ``x`` at ``level``.
 
     v = sqrt(a) eps - sqrt(1 - a) x0 (Salimans and Ho 2022), so eps = sqrt(a) v + sqrt(1 - a) x.
@@ -88,6 +88,18 @@ def to_eps(output: torch.Tensor, x: torch.Tensor, level: float, prediction_type:
     return (x - level**0.5 * output) / (1 - level) ** 0.5
 
 
+def to_x0(output: torch.Tensor, x: torch.Tensor, level: float | torch.Tensor, prediction_type: str) -> torch.Tensor:
+    """Predicted x0 (P_t of Asyrp) from a network's output for the state ``x`` at ``level``, a number or one per state.
+
+    Read from v and sample predictions directly: through eps it would lose digits by 1 / sqrt(a).
+    """
+    if prediction_type == "sample":
+        return output
+    if prediction_type == "v_prediction":
+        return level**0.5 * x - (1 - level) ** 0.5 * output
+    return (x - (1 - level) ** 0.5 * output) / level**0.5
+
+
 def move(x: torch.Tensor, eps: torch.Tensor, a: float, b: float) -> torch.Tensor:
     """One DDIM update from level ``a`` to level ``b`` with the noise prediction ``eps``. Its own inverse with a, b swapped."""
     ratio = (b / a) ** 0.5
@@ -95,12 +107,11 @@ def move(x: torch.Tensor, eps: torch.Tensor, a: float, b: float) -> torch.Tensor
 
 
 def _denoise(output: torch.Tensor, x: torch.Tensor, a: float, b: float, prediction_type: str) -> torch.Tensor:
-    """One sampling step. x0 is read from v and sample predictions directly: through eps it would lose digits by 1 / sqrt(a)."""
+    """One sampling step."""
     eps = to_eps(output, x, a, prediction_type)
     if prediction_type == "epsilon":
         return move(x, eps, a, b)
-    x0 = output if prediction_type == "sample" else a**0.5 * x - (1 - a) ** 0.5 * output
-    return b**0.5 * x0 + (1 - b) ** 0.5 * eps
+    return b**0.5 * to_x0(output, x, a, prediction_type) + (1 - b) ** 0.5 * eps
 
 
 @torch.no_grad()

@@ -5,58 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DModel
 
 from une_utils.models.ddim import Schedule, make_schedule
 
 
 class Generator:
-    """An unconditional latent diffusion model in diffusers' folder layout (``vae``, ``unet``, ``scheduler``).
+    """An unconditional diffusion model in diffusers' folder layout: ``unet``, ``scheduler`` and, in latent space, ``vae``.
 
-    States are VAE latents, standardised per channel with the mean and deviation in the VAE's config. The object itself is
-    the ``model`` that ``ddim.sample`` and ``ddim.invert`` call. On a CPU the network runs in bfloat16 (autocast) unless
-    ``precise``; states stay float32.
+    States are VAE latents, standardised per channel with the mean and deviation in the VAE's config; without a VAE they are
+    pictures, made smaller to the network's size. The object itself is the ``model`` that ``ddim.sample`` and
+    ``ddim.invert`` call. On a CPU the network runs in bfloat16 (autocast) unless ``precise``; states stay float32.
     """
 
-    def __init__(self, vae: AutoencoderKL, unet: UNet2DModel, scheduler: DDIMScheduler, precise: bool = False):
-        self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    def __init__(self, vae: AutoencoderKL | None, unet: UNet2DModel, scheduler: DDIMScheduler, precise: bool = False):
+        self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last) if vae else None
         self.unet = unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.scheduler, self.precise = scheduler, precise
-        self._call = self.unet
-        self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+        if vae:
+            self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
 
     @classmethod
     def load(cls, path: Path, precise: bool = False, untrained_seed: int | None = None) -> Generator:
         """Read a model folder. With ``untrained_seed`` the network's weights are drawn anew: the control whose inversion
         knows the VAE and the schedule but has learned nothing."""
-        vae = AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, local_files_only=True)
+        vae = None
+        if (path / "vae").is_dir():
+            vae = AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, local_files_only=True)
         if untrained_seed is None:
             unet = UNet2DModel.from_pretrained(path / "unet", torch_dtype=torch.float32, local_files_only=True)
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(untrained_seed)
                 unet = UNet2DModel.from_config(UNet2DModel.load_config(path / "unet", local_files_only=True))
-        return cls(vae, unet, DDIMScheduler.from_pretrained(path / "scheduler", local_files_only=True), precise)
+        config = DDIMScheduler.load_config(path / "scheduler", local_files_only=True)
+        return cls(vae, unet, DDIMScheduler.from_config(config), precise)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of one state."""
         side = self.unet.config.sample_size
         return self.unet.config.in_channels, side, side
-
-    def compile(self, batch: int) -> Generator:
-        """Compile the network for batches of one size; pays off from about 100,000 network calls on (counted in images).
-
-        Raises:
-            RuntimeError: the compiled network disagrees with the plain one, which a faulty compiler must not hide.
-        """
-        x = draw_noise(self.shape, 0, range(batch))
-        expected = self(x, 500)
-        self._call = torch.compile(self.unet, dynamic=False)
-        difference = ((self(x, 500) - expected).square().mean() / expected.square().mean()).sqrt().item()
-        if difference > 0.05:  # bfloat16 rounding in another order gives about 0.01
-            raise RuntimeError(f"the compiled network differs from the plain one by {difference:.0%}; run with TORCHDYNAMO_DISABLE=1")
-        return self
 
     def schedule(self, steps: int) -> Schedule:
         return make_schedule(self.scheduler, steps)
@@ -66,20 +56,35 @@ class Generator:
         """Network output (N, C, H, W) float32 for states ``x`` at timestep ``t``."""
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.precise):
-            out = self._call(x, torch.tensor([t])).sample
+            out = self.unet(x, torch.tensor([t])).sample
         return out.float().contiguous()
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """x0 (N, 4, H/4, W/4), standardised, of pictures (N, 3, H, W) in [-1, 1]: the mode of the posterior."""
+        """x0 of pictures (N, 3, H, W) in [-1, 1]: the mode of the VAE's posterior, standardised (N, 4, H/4, W/4), or the
+        pictures themselves, averaged over squares (N, 3, h, w)."""
+        if self.vae is None:
+            return F.interpolate(images, size=self.shape[1:], mode="area").contiguous()
         x0 = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean
         return ((x0 - self._mean) / self._std).contiguous()
 
     @torch.no_grad()
     def decode(self, x0: torch.Tensor) -> torch.Tensor:
-        """Pictures (N, 3, H, W), about [-1, 1] and not clipped, of standardised VAE latents."""
+        """Pictures (N, 3, H, W), about [-1, 1] and not clipped, of x0."""
+        if self.vae is None:
+            return x0
         latents = (x0 * self._std + self._mean).contiguous(memory_format=torch.channels_last)
         return self.vae.decode(latents).sample.contiguous()
+
+    @torch.no_grad()
+    def sample_lcm(self, noise: torch.Tensor, steps: int = 4, seed: int = 42) -> torch.Tensor:
+        """x0 in few steps, as diffusers' LCMScheduler samples a consistency-distilled model: jump to x0, add noise, again."""
+        scheduler = LCMScheduler.from_config(self.scheduler.config, original_inference_steps=50)
+        scheduler.set_timesteps(steps)
+        generator, x = torch.Generator().manual_seed(seed), noise
+        for t in scheduler.timesteps:
+            x, x0 = scheduler.step(self(x, int(t)), t, x, generator=generator, return_dict=False)
+        return x0
 
 
 def draw_noise(shape: tuple[int, ...], seed: int, indices) -> torch.Tensor:

@@ -7,21 +7,36 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
-from transformers import ViTConfig, ViTModel
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DModel
+from sklearn.metrics import roc_auc_score
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    CLIPConfig, CLIPModel, PreTrainedTokenizerFast, ResNetConfig, ResNetForImageClassification, ViTConfig, ViTMAEConfig,
+    ViTMAEForPreTraining, ViTModel,
+)  # fmt: skip
 
 from une_utils.files import write_json
 from une_utils.images import open_images, to_model_range, train_mask
-from une_utils.images.rendered import RenderedFaces
+from une_utils.images.captions import captions, vocabulary
+from une_utils.images.rendered import FACTORS, RenderedFaces
 from une_utils.models.ddim import to_eps
+from une_utils.models.encoders import TOKENS, Encoder, tokenize
 from une_utils.models.generators import Generator, draw_noise
-from une_utils.models.training import DinoNet, dino_loss, noise_loss, train, vae_loss
+from une_utils.models.losses import DinoNet, clip_loss, consistency_loss, dino_loss, noise_loss, reconstruction_loss, regression_loss, vae_loss
+from une_utils.models.oracle import Oracle, zero_shot_scores
+from une_utils.models.training import train
 from une_utils.settings import MODELS, ProfileError, cache_root, load_profile
 
 HELD_OUT = 500  # pictures for the numbers of a model card
@@ -109,31 +124,52 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray, batch: int = 100) -> 
 
 
 def train_latent_diffusion(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
-    """The autoencoder, then a noise predictor on its standardised latents."""
+    """The autoencoder (or a copy of another model's, ``vae_of``), then a U-Net on its standardised latents."""
+    if "vae_of" in recipe:
+        for file in (MODELS / recipe["vae_of"] / "vae").iterdir():
+            (folder / "vae").mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / "vae" / file.name)
     if (folder / "vae" / "config.json").is_file():
         vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     else:
         vae = train_autoencoder(folder, recipe, images, work)
+    _train_unet(folder, recipe, standardised_latents(vae, images, recipe["flip"], work), work)
+
+
+def standardised_latents(vae: AutoencoderKL, images: np.ndarray, flip: bool, work: Path) -> torch.Tensor:
+    """x0 (N, 4, H/4, W/4) of pictures and, with ``flip``, of their mirror images; kept in ``work``, as they take minutes."""
     cached = work / "latents.npy"
     if not cached.is_file():
         latents = encode_latents(vae, images)
-        if recipe["flip"]:
+        if flip:
             latents = torch.cat([latents, encode_latents(vae, images[:, :, ::-1])])
         np.save(work / "part.npy", latents.numpy())
         (work / "part.npy").replace(cached)
-    latents = torch.from_numpy(np.load(cached))
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
-    latents = (latents - mean) / std
+    return (torch.from_numpy(np.load(cached)) - mean) / std
+
+
+def train_pixel_diffusion(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
+    """A U-Net on pictures themselves, made smaller by averaging over squares."""
+    factor = images.shape[1] // recipe["unet"]["side"]
+    small = images.reshape(len(images), -1, factor, images.shape[2] // factor, factor, 3)
+    parts = [small[k : k + 5000].mean((2, 4), dtype=np.float32) / 127.5 - 1 for k in range(0, len(small), 5000)]
+    _train_unet(folder, recipe, torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous(), work)
+
+
+def _train_unet(folder: Path, recipe: dict, x0: torch.Tensor, work: Path) -> None:
     spec = recipe["unet"]
     scheduler = DDIMScheduler(**recipe["scheduler"])
     torch.manual_seed(recipe["seed"])
+    attention = spec.get("attention", [False, True, True])
     unet = UNet2DModel(
-        sample_size=latents.shape[-1], in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=spec["channels"],
-        down_block_types=["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"], norm_num_groups=16, attention_head_dim=32,
-        up_block_types=["AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+        sample_size=x0.shape[-1], in_channels=x0.shape[1], out_channels=x0.shape[1], layers_per_block=1, norm_num_groups=16,
+        block_out_channels=spec["channels"], attention_head_dim=32,
+        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attention],
+        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
     ).to(memory_format=torch.channels_last)  # fmt: skip
     loss = noise_loss(
-        torch.compile(unet) if spec["compile"] else unet, latents, scheduler.alphas_cumprod, batch=spec["batch"],
+        torch.compile(unet) if spec["compile"] else unet, x0, scheduler.alphas_cumprod, batch=spec["batch"],
         prediction_type=scheduler.config.prediction_type,
     )  # fmt: skip
     ema = train(
@@ -144,49 +180,182 @@ def train_latent_diffusion(folder: Path, recipe: dict, images: np.ndarray, work:
     ship(ema, folder / "unet")
 
 
+def train_consistency(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
+    """A copy of the teacher, distilled to jump along the teacher's DDIM path; sampled with diffusers' LCMScheduler."""
+    spec, source = recipe["unet"], MODELS / recipe["teacher"]
+    (folder / "vae").mkdir(exist_ok=True)
+    for file in (source / "vae").iterdir():
+        shutil.copyfile(file, folder / "vae" / file.name)
+    teacher = Generator.load(source)
+    student = UNet2DModel.from_pretrained(source / "unet", torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+    loss = consistency_loss(
+        torch.compile(student) if spec["compile"] else student, teacher.unet,
+        standardised_latents(teacher.vae, images, recipe["flip"], work), teacher.schedule(spec["teacher_steps"]), batch=spec["batch"],
+    )  # fmt: skip
+    ema = train(
+        f"{folder.name} unet", student, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],
+        seed=recipe["seed"], checkpoint=work / "unet.safetensors", log=folder / "unet-training.csv",
+    )  # fmt: skip
+    LCMScheduler.from_config(teacher.scheduler.config, original_inference_steps=spec["teacher_steps"]).save_pretrained(folder / "scheduler")
+    ship(ema, folder / "unet")
+
+
 @torch.no_grad()
-def measure_latent_diffusion(folder: Path, images: np.ndarray) -> dict[str, float]:
-    """Held-out numbers of a shipped generator: PSNR of the VAE in dB and mean squared error of the predicted noise."""
+def measure_diffusion(folder: Path, images: np.ndarray) -> dict[str, float]:
+    """Held-out numbers of a shipped generator: PSNR of the VAE in dB (if it has one) and mean squared error of the predicted noise."""
     generator = Generator.load(folder)
     x = torch.from_numpy(to_model_range(images))
     x0 = torch.cat([generator.encode(part) for part in x.split(100)])
-    y = torch.cat([generator.decode(part).clamp(-1, 1) for part in x0.split(100)])
-    psnr = 10 * torch.log10(4 / (y - x).flatten(1).square().mean(1))
     eps = draw_noise(generator.shape, 0, range(len(x0)))
     errors, total, stride = [], generator.scheduler.config.num_train_timesteps, min(100, len(x0))
     for i, t in enumerate(range(total // 200, total, max(1, total // 100))):  # images and timesteps are met evenly
         rows, level = slice(i % stride, None, stride), float(generator.scheduler.alphas_cumprod[t])
         x_t = level**0.5 * x0[rows] + (1 - level) ** 0.5 * eps[rows]
         errors.append((to_eps(generator(x_t, t), x_t, level, generator.scheduler.config.prediction_type) - eps[rows]).square().mean())
-    return {"vae_psnr_db": psnr.mean().item(), "noise_mse": torch.stack(errors).mean().item(), "images": len(images)}
+    numbers = {"noise_mse": torch.stack(errors).mean().item(), "images": len(images)}
+    if generator.vae is None:
+        return numbers
+    y = torch.cat([generator.decode(part).clamp(-1, 1) for part in x0.split(100)])
+    return {"vae_psnr_db": (10 * torch.log10(4 / (y - x).flatten(1).square().mean(1))).mean().item()} | numbers
+
+
+def _vit_sizes(spec: dict, side: int) -> dict:
+    """The settings that ViT, CLIP's picture tower and a masked autoencoder name alike."""
+    return dict(
+        hidden_size=spec["width"], num_hidden_layers=spec["layers"], num_attention_heads=spec["width"] // 32,
+        intermediate_size=3 * spec["width"], image_size=side, patch_size=spec["patch"],
+    )  # fmt: skip
 
 
 def train_dino(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
     """A small ViT by self-distillation; the teacher is what ships."""
     spec = recipe["vit"]
     torch.manual_seed(recipe["seed"])
-    config = ViTConfig(
-        hidden_size=spec["width"], num_hidden_layers=spec["layers"], num_attention_heads=spec["width"] // 32, intermediate_size=3 * spec["width"],
-        image_size=images.shape[1], patch_size=spec["patch"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+    config = ViTConfig(**_vit_sizes(spec, images.shape[1]), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     student = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=spec["prototypes"])
     teacher = DinoNet(ViTModel(config, add_pooling_layer=False), prototypes=spec["prototypes"])
     teacher.load_state_dict(student.state_dict())
     loss = dino_loss(student, teacher, images, batch=spec["batch"], flip=recipe["flip"], smallest_crop=spec["smallest_crop"], spread=spec["spread"])
-    ema = train(
-        folder.name, student, loss, ema=teacher, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],
-        weight_decay=0.04, seed=recipe["seed"], checkpoint=work / "dino.safetensors", log=folder / "training.csv",
-    )  # fmt: skip
+    ema = _train_encoder(folder, recipe, spec, student, loss, work, ema=teacher)
     ship(ema.vit, folder)
 
 
+def _train_encoder(folder: Path, recipe: dict, spec: dict, net, loss, work: Path, ema=None):
+    return train(
+        folder.name, net, loss, ema=ema, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],
+        weight_decay=0.04, seed=recipe["seed"], checkpoint=work / "encoder.safetensors", log=folder / "training.csv",
+    )  # fmt: skip
+
+
+def train_clip(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
+    """A small CLIP on rendered faces and captions worded from their attributes."""
+    spec, source = recipe["vit"], _rendered(recipe)
+    torch.manual_seed(recipe["seed"])
+    tokenizer = word_tokenizer()
+    text = dict(
+        vocab_size=len(tokenizer), hidden_size=spec["text_width"], num_hidden_layers=spec["text_layers"], intermediate_size=3 * spec["text_width"],
+        num_attention_heads=spec["text_width"] // 32, max_position_embeddings=TOKENS, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=_vit_sizes(spec, images.shape[1]), projection_dim=spec["projection"]))
+    loss = clip_loss(
+        clip, images, lambda rows, seed: captions(source.attributes[rows], source.attribute_names, seed),
+        lambda texts: tokenize(tokenizer, texts), batch=spec["batch"],
+    )  # fmt: skip
+    ema = _train_encoder(folder, recipe, spec, clip, loss, work)
+    tokenizer.save_pretrained(folder)
+    ship(ema, folder)
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word of the captions."""
+    words = ["<pad>", "<start>", "<end>", "<unknown>", *vocabulary()]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<start>", eos_token="<end>", unk_token="<unknown>", model_max_length=TOKENS
+    )
+
+
+def train_mae(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
+    """A small masked autoencoder; the encoder ships, the decoder has done its work."""
+    spec = recipe["vit"]
+    torch.manual_seed(recipe["seed"])
+    config = ViTMAEConfig(
+        **_vit_sizes(spec, images.shape[1]), mask_ratio=0.75, norm_pix_loss=True, decoder_hidden_size=spec["decoder_width"],
+        decoder_num_hidden_layers=spec["decoder_layers"], decoder_num_attention_heads=spec["decoder_width"] // 32,
+        decoder_intermediate_size=3 * spec["decoder_width"],
+    )  # fmt: skip
+    mae = ViTMAEForPreTraining(config)
+    ema = _train_encoder(folder, recipe, spec, mae, reconstruction_loss(mae, images, batch=spec["batch"], flip=recipe["flip"]), work)
+    ship(ema.vit, folder)
+
+
+def train_oracle(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
+    """A small ResNet that reads the renderer's factors from a picture: what judges edits of rendered faces."""
+    spec, source = recipe["resnet"], _rendered(recipe)
+    torch.manual_seed(recipe["seed"])
+    config = ResNetConfig(
+        embedding_size=spec["channels"][0], hidden_sizes=spec["channels"], depths=spec["depths"], layer_type="basic",
+        num_labels=len(FACTORS), problem_type="regression", id2label=dict(enumerate(FACTORS)), label2id={n: i for i, n in enumerate(FACTORS)},
+    )  # fmt: skip
+    net = ResNetForImageClassification(config).to(memory_format=torch.channels_last)
+    net.resnet.embedder.pooler = torch.nn.Identity()  # see Oracle: 64 pixels leave none to spare
+    loss = regression_loss(net, images, torch.from_numpy(source.factors).float(), batch=spec["batch"])
+    ship(_train_encoder(folder, recipe, spec, net, loss, work), folder)
+
+
+def _rendered(recipe: dict, held_out: bool = False) -> RenderedFaces:
+    """The rendered faces behind a recipe's pictures, or the held-out ones, for their attributes and factors."""
+    spec = recipe["images"]
+    if "rendered" not in spec:
+        raise ProfileError("this kind of model learns from attributes or factors of rendered faces; its recipe needs images: {rendered: ...}")
+    count, seed = (HELD_OUT, spec["seed"] + 1) if held_out else (spec["rendered"], spec["seed"])
+    return RenderedFaces(count, size=spec["size"], seed=seed)
+
+
+def measure_clip(folder: Path, recipe: dict) -> dict[str, float]:
+    """Zero-shot accuracy and AUC (mean over attributes) of held-out faces from prompts alone, and the majority's accuracy."""
+    source = _rendered(recipe, held_out=True)
+    scores = zero_shot_scores(Encoder.load(folder), torch.from_numpy(to_model_range(source.load(range(len(source))))), source.attribute_names)
+    truth = source.attributes
+    return {
+        "zero_shot_accuracy": float(((scores > 0) == truth).mean()), "majority_accuracy": float(np.maximum(truth.mean(0), 1 - truth.mean(0)).mean()),
+        "zero_shot_auc": float(np.mean([roc_auc_score(truth[:, a], scores[:, a]) for a in range(truth.shape[1])])), "images": len(source),
+    }  # fmt: skip
+
+
+def measure_oracle(folder: Path, recipe: dict) -> dict[str, Any]:
+    """R^2 of every factor on held-out faces."""
+    source = _rendered(recipe, held_out=True)
+    read = Oracle.load(folder).read(torch.from_numpy(to_model_range(source.load(range(len(source)))))).numpy()
+    r2 = 1 - ((read - source.factors) ** 2).sum(0) / ((source.factors - source.factors.mean(0)) ** 2).sum(0)
+    return {"mean_r2": float(r2.mean()), "r2": dict(zip(FACTORS, r2.round(4).tolist(), strict=True)), "images": len(source)}
+
+
+MEASURES = {
+    "latent-diffusion": lambda folder, recipe: measure_diffusion(folder, held_out_images(recipe)),
+    "pixel-diffusion": lambda folder, recipe: measure_diffusion(folder, held_out_images(recipe)),
+    "consistency": lambda folder, recipe: measure_diffusion(folder, held_out_images(recipe)),
+    "clip": measure_clip,
+    "oracle": measure_oracle,
+}
+TRAINERS = {
+    "latent-diffusion": (train_latent_diffusion, "unet/config.json"),
+    "pixel-diffusion": (train_pixel_diffusion, "unet/config.json"),
+    "consistency": (train_consistency, "unet/config.json"),
+    "dino": (train_dino, "config.json"),
+    "clip": (train_clip, "config.json"),
+    "mae": (train_mae, "config.json"),
+    "oracle": (train_oracle, "config.json"),
+}
+
+
 def measure(folder: Path, recipe: dict) -> None:
-    """Write the held-out numbers of a generator, once."""
-    if recipe["kind"] == "latent-diffusion" and not (folder / "held-out.json").is_file():
-        write_json(folder / "held-out.json", measure_latent_diffusion(folder, held_out_images(recipe)))
-
-
-TRAINERS = {"latent-diffusion": (train_latent_diffusion, "unet/config.json"), "dino": (train_dino, "config.json")}
+    """Write the held-out numbers of a model, once. Self-supervised encoders are measured by the notebooks' probes."""
+    if recipe["kind"] in MEASURES and not (folder / "held-out.json").is_file():
+        write_json(folder / "held-out.json", MEASURES[recipe["kind"]](folder, recipe))
 
 
 def train_model(name: str, force: bool = False) -> None:

@@ -6,6 +6,8 @@ own as a second cue, so that the two greys of the chance levels are told apart i
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import matplotlib as mpl
@@ -45,6 +47,12 @@ def role(name: str) -> Role:
     if name not in ROLES:
         raise KeyError(f"unknown role '{name}'; expected one of {', '.join(ROLES)}")
     return ROLES[name]
+
+
+def series(names: Iterable[str]) -> dict[str, str]:
+    """A role for each of several models of one kind, in their order: name -> role. The roles repeat after the seventh."""
+    looks = ("noise", "encoder", "vae", "pixels", "untrained", "control", "majority")
+    return {name: look for name, look in zip(names, itertools.cycle(looks))}
 
 
 def use_style() -> None:

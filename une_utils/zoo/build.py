@@ -26,8 +26,6 @@ from une_utils.models.generators import Generator
 from une_utils.settings import Profile, ProfileError, load_profile
 from une_utils.zoo.store import View, Zoo, ZooError, views
 
-COMPILE_FROM = 100_000  # network calls (counted in images) of a view from which compiling pays off
-
 
 def build(profile: Profile, workers: int | None = None, progress: bool = True) -> Zoo:
     """Make or complete the zoo of a profile.
@@ -114,9 +112,8 @@ def _opened(profile_json: str):
 def compute(profile: Profile, view: View, images: np.ndarray) -> np.ndarray:
     """Latents (n, D) float32 of pictures (n, H, W, 3) uint8, in batches of the profile's size."""
     run, size = _runner(profile.model_dump_json(), view.name), profile.zoo.batch
-    rows = np.arange(-(-len(images) // size) * size) % len(images)  # a compiled network takes batches of one size: fill the last
-    batches = [torch.from_numpy(to_model_range(images[rows[i : i + size]])) for i in range(0, len(rows), size)]
-    return np.concatenate([run(x).flatten(1).numpy() for x in batches])[: len(images)]
+    batches = [torch.from_numpy(to_model_range(images[i : i + size])) for i in range(0, len(images), size)]
+    return np.concatenate([run(x).flatten(1).numpy() for x in batches])
 
 
 @cache
@@ -128,13 +125,10 @@ def _runner(profile_json: str, view_name: str):
         return lambda x: x
     path = view.model.resolved_path()
     if view.kind == "encoder":
-        return Encoder.load(path).embed
+        return Encoder.load(path, view.model.untrained_seed).embed
     generator = Generator.load(path, untrained_seed=view.settings.get("seed"))
     if view.kind == "vae":
         return generator.encode
-    calls = (profile.images.count or COMPILE_FROM) * view.settings["steps"]
-    if calls > COMPILE_FROM:
-        generator.compile(profile.zoo.batch)
     schedule = generator.schedule(view.settings["steps"])
     return lambda x: invert(generator, generator.encode(x), schedule, convention=view.settings["convention"]).latents
 
@@ -143,7 +137,7 @@ def _shape(profile: Profile, view: View, size: int) -> tuple[int, ...]:
     if view.kind == "pixels":
         return 3, size, size
     path = view.model.resolved_path()
-    return (Encoder.load(path).dimension,) if view.kind == "encoder" else Generator.load(path).shape
+    return (Encoder.load(path, view.model.untrained_seed).dimension,) if view.kind == "encoder" else Generator.load(path).shape
 
 
 def main() -> int:

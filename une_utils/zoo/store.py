@@ -55,18 +55,17 @@ class View:
 
 
 def views(profile: Profile) -> list[View]:
-    """All views of a profile: noise, VAE latents and the untrained control of each generator, each encoder, and pixels."""
-    zoo = profile.zoo
-    found = []
-    for model in profile.generators:
-        inversion = {"steps": zoo.steps, "convention": zoo.convention, "batch": zoo.batch}
-        control = {"steps": zoo.untrained_steps, "convention": zoo.convention, "batch": zoo.batch, "seed": profile.seed}
-        found += [
-            View(model.name, "noise", model, inversion),
-            View(f"{model.name}-untrained", "untrained", model, control),
-            View(f"{model.name}-vae", "vae", model),
-        ]
-    return [*found, *(View(m.name, "encoder", m) for m in profile.encoders), View("pixels", "pixels")]
+    """All views of a profile: the noise of each generator, each encoder, pixels, and the baselines of the first generator,
+    its VAE latents and its inversion through an untrained network."""
+    zoo, first = profile.zoo, profile.generators[0]
+    inversion = {"convention": zoo.convention, "batch": zoo.batch}
+    noise = [View(m.name, "noise", m, {"steps": m.steps or zoo.steps} | inversion) for m in profile.generators]
+    control = View(f"{first.name}-untrained", "untrained", first, {"steps": zoo.untrained_steps, "seed": profile.seed} | inversion)
+    vae = [View(f"{first.name}-vae", "vae", first)] if (first.resolved_path() / "vae").is_dir() else []
+    encoders = [
+        View(m.name, "encoder", m, {} if m.untrained_seed is None else {"seed": m.untrained_seed}) for m in profile.encoders
+    ]
+    return [noise[0], control, *vae, *noise[1:], *encoders, View("pixels", "pixels")]
 
 
 class Zoo:

@@ -1,0 +1,132 @@
+"""Losses of the other models: what they are zero for, and that they teach. DINO's and the VAE's are in test_training."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, LCMScheduler
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, ViTMAEConfig, ViTMAEForPreTraining
+
+from une_utils.images.captions import captions
+from une_utils.images.rendered import ATTRIBUTES, RenderedFaces
+from une_utils.models.ddim import make_schedule
+from une_utils.models.encoders import TOKENS, tokenize
+from une_utils.models.losses import boundary_weights, clip_loss, consistency_loss, reconstruction_loss, regression_loss
+from une_utils.models.train import word_tokenizer
+
+
+class Out:
+    def __init__(self, sample):
+        self.sample = sample
+
+
+class OnePoint(nn.Module):
+    """The exact network for data that is one picture: predicts v for x0 = c everywhere, or for another c."""
+
+    def __init__(self, c, alphas):
+        super().__init__()
+        self.c, self.alphas = nn.Parameter(torch.tensor(float(c))), alphas
+
+    def forward(self, x, t):
+        a = self.alphas[t].view(-1, 1, 1, 1)
+        eps = (x - a.sqrt() * self.c) / (1 - a).sqrt()
+        return Out(a.sqrt() * eps - (1 - a).sqrt() * self.c)
+
+
+@pytest.fixture
+def scheduler():
+    return DDIMScheduler(num_train_timesteps=1000, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=True)
+
+
+def step(loss, number=3):
+    return loss(number, torch.Generator().manual_seed(number))
+
+
+def test_consistency_loss_is_zero_for_the_exact_answer(scheduler):
+    x0, schedule = torch.full((6, 1, 4, 4), 0.7), make_schedule(scheduler, 20)
+    teacher = OnePoint(0.7, scheduler.alphas_cumprod)
+    exact, _ = step(consistency_loss(teacher, teacher, x0, schedule, batch=8))
+    assert exact.item() < 1e-4
+
+
+def test_consistency_loss_sees_a_student_that_depends_on_t(scheduler):
+    class Drifting(OnePoint):
+        def forward(self, x, t):
+            return Out(super().forward(x, t).sample + t.float().view(-1, 1, 1, 1) / 100)
+
+    x0, schedule = torch.full((6, 1, 4, 4), 0.7), make_schedule(scheduler, 20)
+    student = Drifting(0.7, scheduler.alphas_cumprod)
+    value, numbers = step(consistency_loss(student, OnePoint(0.7, scheduler.alphas_cumprod), x0, schedule, batch=8))
+    assert value.item() > 1e-3 and numbers["huber"] == pytest.approx(value.item())
+    value.backward()
+    assert student.c.grad is not None
+
+
+def test_boundary_weights_are_the_schedulers():
+    scheduler = LCMScheduler()
+    for t in (0, 1, 19, 999):
+        expected = scheduler.get_scalings_for_boundary_condition_discrete(torch.tensor(t))
+        found = boundary_weights(torch.tensor([t]))
+        assert [f.item() for f in found] == pytest.approx([float(e) for e in expected], abs=1e-6)
+    assert [w.item() for w in boundary_weights(torch.tensor([0]))] == [1, 0]
+
+
+@pytest.fixture(scope="module")
+def faces():
+    source = RenderedFaces(32, size=32, seed=9)
+    return source, source.load(range(32))
+
+
+def descend(net, loss, steps, rate=2e-3):
+    optimizer, values = torch.optim.Adam(net.parameters(), lr=rate), []
+    for number in range(steps):
+        value, _ = step(loss, number)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    return values
+
+
+VIT = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)
+
+
+def test_clip_learns(faces):
+    source, images = faces
+    tokenizer = word_tokenizer()
+    text = dict(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, intermediate_size=32, num_attention_heads=2, max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=VIT, projection_dim=16))
+    loss = clip_loss(
+        clip, images, lambda rows, seed: captions(source.attributes[rows], tuple(ATTRIBUTES), seed), lambda t: tokenize(tokenizer, t), batch=16
+    )
+    values = descend(clip, loss, 60)
+    assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.3
+
+
+def test_masked_autoencoder_learns(faces):
+    torch.manual_seed(0)
+    config = ViTMAEConfig(
+        **VIT, mask_ratio=0.75, norm_pix_loss=True, decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+    )  # fmt: skip
+    mae = ViTMAEForPreTraining(config)
+    values = descend(mae, reconstruction_loss(mae, faces[1], batch=16, flip=True), 40)
+    assert values[0] > 0.8 and np.mean(values[-5:]) < 0.9 * np.mean(values[:5])
+
+
+def test_regression_targets_are_clipped_and_match_their_pictures(faces):
+    """A network that knows the answer by brightness: pictures are filled with their own target."""
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    targets = torch.tensor([[-9.0], [-0.5], [0.5], [9.0]])
+    images[:] = ((targets.clamp(-3, 3) / 3 + 1) * 127.5).round().numpy().astype(np.uint8)[:, :, None, None]
+
+    class Brightness(nn.Module):
+        def forward(self, x):
+            return type("Out", (), {"logits": 3 * x.mean((1, 2, 3), keepdim=False)[:, None]})
+
+    value, _ = step(regression_loss(Brightness(), images, targets, batch=64))
+    assert value.item() < 0.02

@@ -1,0 +1,119 @@
+"""Recipes of the models beside the first generator and DINO, from recipe to a folder that an adapter loads."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import LCMScheduler
+from safetensors.torch import load_file
+
+from une_utils.images.rendered import FACTORS
+from une_utils.models import train as recipes
+from une_utils.models.ddim import invert, sample
+from une_utils.models.encoders import Encoder
+from une_utils.models.generators import Generator, draw_noise
+from une_utils.models.oracle import Oracle
+from une_utils.settings import ProfileError
+
+IMAGES = {"rendered": 12, "size": 32, "seed": 9}
+SCHEDULER = {"num_train_timesteps": 100, "prediction_type": "v_prediction", "clip_sample": False, "timestep_spacing": "leading", "set_alpha_to_one": True}
+UNET = {"channels": [32, 32, 32], "batch": 4, "steps": 3, "learning_rate": 1e-3, "ema": 0.9, "compile": False}
+VAE = {
+    "channels": [8, 16, 16], "groups": 4, "log_variance": -4.0, "batch": 2, "full_share": 1.0, "kl": 5e-4, "square": 2.0, "steps": 2,
+    "learning_rate": 1e-3, "ema": 0.9,
+}  # fmt: skip
+FIRST = {"kind": "latent-diffusion", "seed": 1, "flip": False, "images": IMAGES, "vae": VAE, "scheduler": SCHEDULER, "unet": UNET}
+VIT = {"width": 32, "layers": 1, "patch": 8, "batch": 4, "steps": 2, "learning_rate": 1e-3, "ema": 0.9}
+
+
+@pytest.fixture
+def train_model(tmp_path, monkeypatch):
+    """Train a toy from a recipe; its folder."""
+    monkeypatch.setattr(recipes, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(recipes, "HELD_OUT", 20)
+    monkeypatch.setenv("UNE_CACHE", str(tmp_path / "cache"))
+
+    def make(name, recipe):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        recipes.train_model(name)
+        assert all(v.dtype == torch.float16 for f in folder.rglob("*.safetensors") for v in load_file(f).values() if v.is_floating_point())
+        return folder
+
+    return make
+
+
+def test_second_model_borrows_the_autoencoder_and_a_student_learns_from_it(train_model):
+    first = train_model("first", FIRST)
+    second = train_model("second", {k: v for k, v in FIRST.items() if k != "vae"} | {"vae_of": "first", "seed": 2})
+    student = train_model("student", FIRST | {"kind": "consistency", "teacher": "second", "unet": UNET | {"teacher_steps": 10}})
+    for folder in (second, student):
+        assert {f.name: f.read_bytes() for f in (folder / "vae").iterdir()} == {f.name: f.read_bytes() for f in (first / "vae").iterdir()}
+    stored = [Generator.load(folder).unet.state_dict() for folder in (first, second, student)]
+    key = "conv_in.weight"
+    assert not torch.equal(stored[0][key], stored[1][key])
+    assert 0 < (stored[2][key] - stored[1][key]).abs().max() < 0.01  # starts from the teacher
+    assert json.loads((student / "scheduler" / "scheduler_config.json").read_text())["_class_name"] == "LCMScheduler"
+    assert json.loads((student / "held-out.json").read_text())["images"] == 20
+
+
+def test_student_is_sampled_and_inverted_with_the_same_levels(train_model):
+    train_model("first", FIRST)
+    student = Generator.load(train_model("student", FIRST | {"kind": "consistency", "teacher": "first", "unet": UNET | {"teacher_steps": 10}}))
+    assert student.schedule(5).prediction_type == "v_prediction"
+    x = draw_noise(student.shape, 0, range(3))
+    assert torch.equal(student.sample_lcm(x, steps=2), student.sample_lcm(x, steps=2))
+    scheduler = LCMScheduler.from_config(student.scheduler.config, original_inference_steps=50)
+    scheduler.set_timesteps(1)
+    expected = scheduler.step(student(x, int(scheduler.timesteps[0])), scheduler.timesteps[0], x).denoised
+    torch.testing.assert_close(student.sample_lcm(x, steps=1), expected)
+
+
+def test_pixel_diffusion(train_model):
+    """States are the pictures, averaged over squares; there is no VAE to measure."""
+    recipe = {k: v for k, v in FIRST.items() if k != "vae"} | {"kind": "pixel-diffusion", "unet": UNET | {"side": 16, "attention": [False, False, True]}}
+    folder = train_model("pixels", recipe)
+    assert set(json.loads((folder / "held-out.json").read_text())) == {"noise_mse", "images"}
+    generator = Generator.load(folder, precise=True)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x0 = generator.encode(images)
+    assert generator.shape == (3, 16, 16) and x0.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(x0[:, :, 0, 0], images[:, :, :2, :2].mean((2, 3)))
+    assert torch.equal(generator.decode(x0), x0)
+    schedule = generator.schedule(5)
+    noise = invert(generator, x0, schedule, fixed_point=80, tolerance=1e-7).latents
+    torch.testing.assert_close(sample(generator, noise, schedule), x0, atol=1e-3, rtol=0)
+
+
+def test_clip_recipe(train_model):
+    folder = train_model(
+        "clip", {"kind": "clip", "seed": 1, "images": IMAGES, "vit": VIT | {"text_width": 32, "text_layers": 1, "projection": 8}}
+    )
+    encoder = Encoder.load(folder)
+    assert encoder.dimension == 8 and encoder.embed_text(["a man with a hat"]).shape == (1, 8)
+    measured = json.loads((folder / "held-out.json").read_text())
+    assert 0 <= measured["zero_shot_accuracy"] <= 1 and measured["majority_accuracy"] >= 0.5
+
+
+def test_masked_autoencoder_recipe(train_model):
+    vit = VIT | {"decoder_width": 32, "decoder_layers": 1}
+    encoder = Encoder.load(train_model("mae", {"kind": "mae", "seed": 1, "flip": True, "images": IMAGES, "vit": vit}))
+    assert encoder.dimension == 64 and type(encoder.model).__name__ == "ViTMAEModel"
+    assert encoder.embed(torch.zeros(2, 3, 32, 32)).shape == (2, 64)
+
+
+def test_oracle_recipe(train_model):
+    resnet = {"channels": [8, 8], "depths": [1, 1], "batch": 4, "steps": 2, "learning_rate": 1e-3, "ema": 0.9}
+    folder = train_model("oracle", {"kind": "oracle", "seed": 1, "images": IMAGES, "resnet": resnet})
+    oracle = Oracle.load(folder)
+    assert oracle.names == FACTORS
+    assert set(json.loads((folder / "held-out.json").read_text())["r2"]) == set(FACTORS)
+    assert np.isfinite(oracle.read(torch.zeros(3, 3, 32, 32)).numpy()).all()
+
+
+def test_captions_need_rendered_faces(train_model):
+    with pytest.raises(ProfileError, match="learns from attributes or factors of rendered faces"):
+        recipes._rendered({"images": {"train_split_of": "lfw"}})
