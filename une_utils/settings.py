@@ -123,13 +123,14 @@ class Profile(_Section):
     train_fraction: float = Field(0.8, gt=0, lt=1)
     generators: list[Model] = Field(min_length=1, description="the first one plays the main part")
     encoders: list[Model] = Field(min_length=1)
+    variants: list[Model] = Field([], description="further generators, looked at in the ablations only (notebook 08)")
     oracle: str | None = Field(None, description="model below ``data/models`` that judges edits of rendered faces")
     zoo: Zoo = Zoo()
     analysis: Analysis = Analysis()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Profile:
-        names = [m.name for m in (*self.generators, *self.encoders)]
+        names = [m.name for m in (*self.generators, *self.encoders, *self.variants)]
         double = sorted({n for n in names if names.count(n) > 1})
         if double:
             raise ValueError(f"model names must be unique, found twice: {', '.join(double)}")

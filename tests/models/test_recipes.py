@@ -117,3 +117,16 @@ def test_oracle_recipe(train_model):
 def test_captions_need_rendered_faces(train_model):
     with pytest.raises(ProfileError, match="learns from attributes or factors of rendered faces"):
         recipes._rendered({"images": {"train_split_of": "lfw"}})
+
+
+def test_fine_tuning_on_a_subset(train_model, monkeypatch):
+    first = train_model("first", FIRST)
+    seen, whole = [], recipes.noise_loss
+    monkeypatch.setattr(recipes, "noise_loss", lambda unet, latents, *args, **options: seen.append(len(latents)) or whole(unet, latents, *args, **options))
+    recipe = {k: v for k, v in FIRST.items() if k != "vae"} | {"vae_of": "first", "fine_tune": "first", "only": {"Male": False}}
+    monkeypatch.setattr(recipes, "encode_latents", lambda *_: pytest.fail("the latents of this autoencoder are there"))
+    narrow = train_model("narrow", recipe)
+    faces = recipes._rendered(recipe)
+    assert seen == [(~faces.attributes[:, faces.attribute_names.index("Male")]).sum()] and 0 < seen[0] < 12
+    difference = Generator.load(narrow).unet.state_dict()["conv_in.weight"] - Generator.load(first).unet.state_dict()["conv_in.weight"]
+    assert 0 < difference.abs().max() < 0.02

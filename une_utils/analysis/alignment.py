@@ -21,8 +21,8 @@ from une_utils.analysis.stats import Estimate, bootstrap_interval, percentile_in
 RELATIVE_ALPHAS = np.logspace(-6, 6, 49)  # default penalties, in units of the mean eigenvalue of the centred X'X
 _BLOCK_VALUES = 4_000_000  # float64 values of one block: 32 MB
 _DTYPES = (np.float64, np.float32)
-# A full tridiagonal reduction costs the same for any number of components, Lanczos grows with it. On Gram matrices of 1,800 and
-# 3,000 columns Lanczos took 0.3 of its time for 16 components, 0.3 to 1.0 for 64, and lost by 1.7 to 3 for 256.
+# The direct solver takes the same time for any number of components, Lanczos grows with it: on one core, for 16, 64 and 128
+# components it took 0.6, 1.2 and 2.6 of the direct solver's time with 1,500 columns, 0.25, 0.5 and 1.0 with 3,000.
 _LANCZOS_SHARE = 1 / 25
 
 
@@ -107,23 +107,23 @@ class _Spectrum:
 class RidgeMap(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Ridge regression from one model's latents to another's, penalty by generalised cross-validation (UNE Table 2).
 
-    Minimises |Y - X B - b|^2 + alpha |B|^2 with a free intercept b: scikit-learn's Ridge(alpha=alpha_). One alpha serves all
+    Minimises |y - X B - b|^2 + alpha |B|^2 with a free intercept b: scikit-learn's Ridge(alpha=alpha_). One alpha serves all
     outputs, so large outputs count more, as they do in R^2. alphas: a number or a sequence, positive; None takes 49 values from
     1e-6 to 1e6 times the mean eigenvalue of the centred X'X. An alpha_ at the end of that grid means that X predicts exactly, or
     nothing: the map is then the mean. The paper does not say how it set the penalty.
 
     Attributes after `fit`: alpha_; alphas_ and gcv_ (G,), the grid and its scores, which estimate the squared error per
-    coordinate on new rows; coef_ (Dy, Dx) and intercept_ (Dy,) float64 (coef_ (Dx,) and a number for Y (N,)). For the map the
+    coordinate on new rows; coef_ (Dy, Dx) and intercept_ (Dy,) float64 (coef_ (Dx,) and a number for y (N,)). For the map the
     other way, as editing through an encoder needs it, fit `RidgeMap().fit(Y, X)`.
     """
 
     def __init__(self, alphas: float | Sequence[float] | None = None):
         self.alphas = alphas
 
-    def fit(self, X: np.ndarray, Y: np.ndarray) -> "RidgeMap":
-        """X (N, Dx), Y (N, Dy) or (N,), finite, N >= 2; ValueError otherwise. N < Dx, constant columns, repeated rows are fine."""
-        X, Y = self._checked(X, Y)
-        return self._fit(_Spectrum(X), Y)
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "RidgeMap":
+        """X (N, Dx), y (N, Dy) or (N,), finite, N >= 2; ValueError otherwise. N < Dx, constant columns, repeated rows are fine."""
+        X, y = self._checked(X, y)
+        return self._fit(_Spectrum(X), y)
 
     def _checked(self, X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         X, Y = validate_data(self, X, Y, multi_output=True, y_numeric=True, dtype=_DTYPES, ensure_min_samples=2)
@@ -144,19 +144,19 @@ class RidgeMap(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """Mapped latents X @ coef_.T + intercept_: (N, Dy), or (N,) after a fit on Y (N,)."""
+        """Mapped latents X @ coef_.T + intercept_: (N, Dy), or (N,) after a fit on y (N,)."""
         check_is_fitted(self)
         return validate_data(self, X, dtype=_DTYPES, reset=False) @ self.coef_.T + self.intercept_
 
-    def score(self, X: np.ndarray, Y: np.ndarray) -> float:
-        """R^2 weighted by the outputs' variances: 1 - |Y - prediction|^2 / |Y - mean of Y|^2, with the mean of the rows given."""
-        prediction, Y = self.predict(X), np.asarray(Y, dtype=np.float64)
-        if Y.shape != prediction.shape:
-            raise ValueError(f"Y is {Y.shape} and the prediction {prediction.shape}")
-        total = ((Y - Y.mean(axis=0)) ** 2).sum()
+    def score(self, X: np.ndarray, y: np.ndarray) -> float:
+        """R^2 weighted by the outputs' variances: 1 - |y - prediction|^2 / |y - mean of y|^2, with the mean of the rows given."""
+        prediction, y = self.predict(X), np.asarray(y, dtype=np.float64)
+        if y.shape != prediction.shape:
+            raise ValueError(f"y is {y.shape} and the prediction {prediction.shape}")
+        total = ((y - y.mean(axis=0)) ** 2).sum()
         if total == 0:
-            raise ValueError("R^2 is undefined: the rows of Y are all the same")
-        return float(1 - ((Y - prediction) ** 2).sum() / total)
+            raise ValueError("R^2 is undefined: the rows of y are all the same")
+        return float(1 - ((y - prediction) ** 2).sum() / total)
 
 
 def _penalties(alphas: float | Sequence[float] | None, spectrum: _Spectrum) -> np.ndarray:
@@ -493,8 +493,7 @@ def _mean_correlations(projected: Sequence[np.ndarray], weights: np.ndarray) -> 
     A projection without variance has correlation 0.
     """
     n = weights.sum(axis=1, keepdims=True)
-    scaled = [stats.zscore(part, axis=0) if len(part) > 1 else part * 0 for part in projected]
-    scaled = [np.where(np.isfinite(part), part, 0.0) for part in scaled]
+    scaled = [_standardised(part) for part in projected]
     means = [weights @ part / n for part in scaled]
     deviations = [np.sqrt(np.clip(weights @ part**2 / n - m**2, 0, None)) for part, m in zip(scaled, means, strict=True)]
     pairs = [(i, j) for i in range(len(scaled)) for j in range(i)]
@@ -502,8 +501,16 @@ def _mean_correlations(projected: Sequence[np.ndarray], weights: np.ndarray) -> 
     for i, j in pairs:
         covariance = weights @ (scaled[i] * scaled[j]) / n - means[i] * means[j]
         norm = deviations[i] * deviations[j]
-        total += np.divide(covariance, norm, out=np.zeros_like(norm), where=norm > 0)
+        total += np.divide(covariance, norm, out=np.zeros_like(norm), where=norm > 1e-12)
     return total / len(pairs)
+
+
+def _standardised(part: np.ndarray) -> np.ndarray:
+    """Columns of part (N, k) with mean 0 and variance 1; a constant column, whose spread is rounding, becomes 0."""
+    centred = part - part.mean(axis=0)
+    scale = np.sqrt((centred**2).mean(axis=0))
+    constant = scale <= 1e-12 * np.abs(part).max(axis=0)
+    return np.where(constant, 0.0, centred / np.where(constant, 1.0, scale))
 
 
 def held_out_correlations(
@@ -564,16 +571,20 @@ def shared_dimensions(
     bootstrap: int = 1000,
     seed: int = 42,
 ) -> Estimate:
-    """How many components are truly shared: those whose held-out correlation exceeds the null's largest in 95 % of permutations.
+    """How many components are truly shared: those whose held-out correlation exceeds 95 % of the null's largest ones.
 
-    views: test rows; null (permutations, k) from `permutation_null` for the same model. The maximum over components keeps the
-    chance of a single false component at 5 %. The interval is a bootstrap over test rows; resampling adds noise, so its upper
-    end may hold a component or two that are not there.
+    views: test rows; null (R, k) from `permutation_null` for the same model, R >= 19. Comparing with the maximum over components
+    keeps the chance of any false component at 5 % or below, for any R: the threshold is the floor(0.05 (R + 1))th largest
+    of the R maxima. The interval is a bootstrap over test rows; resampling adds noise of its own, so its upper end may hold a few
+    components that are not there, the more the larger k is.
     """
     null = np.asarray(null, dtype=np.float64)
-    if null.ndim != 2 or null.shape[1] != model.n_components or not len(null):
+    if null.ndim != 2 or null.shape[1] != model.n_components:
         raise ValueError(f"null must be (permutations, {model.n_components}), from permutation_null, got shape {null.shape}")
-    threshold = np.quantile(null.max(axis=1), level)
+    rank = int((1 - level) * (len(null) + 1) + 1e-9)  # 1e-9: 1 - level is not exact in binary
+    if rank < 1:
+        raise ValueError(f"{len(null)} permutations cannot show anything at level {level}; {round(1 / (1 - level)) - 1} can")
+    threshold = np.sort(null.max(axis=1))[-rank]
     projected = _all_projections(model, views)
     n = len(projected[0])
     draws = _mean_correlations(projected, _row_weights(n, bootstrap, seed))

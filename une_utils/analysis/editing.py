@@ -349,15 +349,17 @@ def orthogonalise(w: np.ndarray, others: np.ndarray, metric: np.ndarray | None =
     their span, which is not the same as removing one after the other.
     Covariance S: least Mahalanobis length of v - w, so v = w - S W^T (W S W^T)^-1 W w with W = others. What is taken out are the
     S w_j, along which latents vary in the data when score j does, instead of the probes' normals w_j, along which there may be
-    hardly any data. For w = S w_1 the result is the change of the latents to expect in the data when score 1 rises while the
-    other scores stay. S = I gives the Euclidean form.
+    hardly any data. S = I gives the Euclidean form. Here w should be a change seen in the data as well: a mean difference, or
+    S @ w_1 for a probe w_1, whose result is the change of the latents to expect when score 1 rises while the other scores stay. A
+    bare normal w_1 may lose most of its own score.
 
     Another notion, v^T S w_j = 0, makes the *readings* X @ v and X @ w_j uncorrelated over the data. It is about measuring: an
     edit along such a v still moves score j wherever <v, w_j> is not 0. The two are one thing seen from two sides: v has
     uncorrelated readings if and only if the edit along S v leaves the scores unchanged.
 
     share_left is 1 where w was clear of the others and 0 where nothing is left, in the metric's length (sqrt(v^T S^-1 v)). Raises
-    ValueError where nothing is left, for zero vectors, shapes that do not fit, or a metric that is not positive definite.
+    ValueError where w lies in the span of the others or nothing is left, for zero vectors, shapes that do not fit, or a metric
+    that is not positive definite.
     """
     w = _finite(w, "w", 1)
     others = _finite(np.atleast_2d(others), "others", 2)
@@ -371,10 +373,10 @@ def orthogonalise(w: np.ndarray, others: np.ndarray, metric: np.ndarray | None =
     basis = rows[singular > _RANK * singular[0]]  # (R, D)
     lift = basis.T if metric is None else _lift(metric, basis)  # (D, R)
     left = w - lift @ (basis @ w)
-    left -= lift @ (basis @ left)  # once more: the first pass leaves rounding errors of the size of what it took out
     pair = np.column_stack([w, left])
     before, after = np.sqrt((pair * (pair if metric is None else _solve(np.asarray(metric), pair))).sum(axis=0))
-    if after < _NOTHING_LEFT * before:
+    outside = np.linalg.norm(w - basis.T @ (basis @ w)) / np.linalg.norm(w)
+    if min(after / before, outside) < _NOTHING_LEFT:
         raise ValueError(f"nothing is left of w: it lies in the span of the {len(others)} other directions; remove fewer of them")
     return Orthogonalised(left / np.linalg.norm(left), float(after / before))
 
@@ -722,7 +724,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         raise ValueError(f"psnr needs two batches of pictures of one shape (N, ...), got {a.shape} and {b.shape}")
     if a.dtype == b.dtype == np.uint8:
         peak = 255.0
-    elif a.dtype.kind == b.dtype.kind == "f" and max(np.abs(a).max(), np.abs(b).max()) <= 1:  # False for NaN too
+    elif a.dtype.kind == b.dtype.kind == "f" and (np.abs(a) <= 1).all() and (np.abs(b) <= 1).all():
         peak = 2.0
     else:
         raise ValueError(f"psnr needs uint8, or floats within [-1, 1] and no NaN, on both sides; got {a.dtype} and {b.dtype}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DModel
 
-from une_utils.models.ddim import Schedule, make_schedule
+from tqdm.auto import tqdm
+
+from une_utils.models.ddim import Schedule, invert, make_schedule, sample
 
 
 class Generator:
@@ -75,6 +78,21 @@ class Generator:
             return x0
         latents = (x0 * self._std + self._mean).contiguous(memory_format=torch.channels_last)
         return self.vae.decode(latents).sample.contiguous()
+
+    def noise_of(self, images: np.ndarray, steps: int, batch: int = 125, progress: bool = False) -> np.ndarray:
+        """Inverted noise (N, D) float32 of pictures (N, 3, H, W) in [-1, 1]: plain DDIM, the convention "target"."""
+        schedule, parts = self.schedule(steps), []
+        for x in tqdm(torch.as_tensor(images).split(batch), desc="invert", unit="batch", disable=not progress):
+            parts.append(invert(self, self.encode(x), schedule).latents.flatten(1))
+        return torch.cat(parts).numpy()
+
+    def draw(self, latents: np.ndarray, steps: int, batch: int = 125, progress: bool = False) -> np.ndarray:
+        """Pictures (N, 3, H, W) float32, clipped to [-1, 1], that DDIM samples from noise (N, D) or (N, C, H, W)."""
+        schedule, parts = self.schedule(steps), []
+        states = torch.as_tensor(np.asarray(latents), dtype=torch.float32).reshape(-1, *self.shape)
+        for noise in tqdm(states.split(batch), desc="draw", unit="batch", disable=not progress):
+            parts.append(self.decode(sample(self, noise, schedule)).clamp(-1, 1))
+        return torch.cat(parts).numpy()
 
     @torch.no_grad()
     def sample_lcm(self, noise: torch.Tensor, steps: int = 4, seed: int = 42) -> torch.Tensor:

@@ -27,7 +27,7 @@ from transformers import (
     ViTMAEForPreTraining, ViTModel,
 )  # fmt: skip
 
-from une_utils.files import write_json
+from une_utils.files import model_hash, write_json
 from une_utils.images import open_images, to_model_range, train_mask
 from une_utils.images.captions import captions, vocabulary
 from une_utils.images.rendered import FACTORS, RenderedFaces
@@ -96,7 +96,6 @@ def train_autoencoder(folder: Path, recipe: dict, images: np.ndarray, work: Path
     latents = encode_latents(ema, images[:4000])
     ema.register_to_config(latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist(), scaling_factor=1.0)
     ship(ema, folder / "vae")
-    (work / "latents.npy").unlink(missing_ok=True)  # of an earlier autoencoder
     return ema.float()
 
 
@@ -124,7 +123,10 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray, batch: int = 100) -> 
 
 
 def train_latent_diffusion(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
-    """The autoencoder (or a copy of another model's, ``vae_of``), then a U-Net on its standardised latents."""
+    """The autoencoder (or a copy of another model's, ``vae_of``), then a U-Net on its standardised latents.
+
+    ``fine_tune`` starts the U-Net from another model's; ``only`` keeps the training pictures with these attributes.
+    """
     if "vae_of" in recipe:
         for file in (MODELS / recipe["vae_of"] / "vae").iterdir():
             (folder / "vae").mkdir(exist_ok=True)
@@ -133,18 +135,27 @@ def train_latent_diffusion(folder: Path, recipe: dict, images: np.ndarray, work:
         vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     else:
         vae = train_autoencoder(folder, recipe, images, work)
-    _train_unet(folder, recipe, standardised_latents(vae, images, recipe["flip"], work), work)
+    x0 = standardised_latents(folder, vae, images, recipe["flip"])
+    if "only" in recipe:
+        source = _rendered(recipe)
+        columns = [source.attributes[:, source.attribute_names.index(name)] == value for name, value in recipe["only"].items()]
+        x0 = x0[torch.from_numpy(np.logical_and.reduce(columns))]
+    _train_unet(folder, recipe, x0, work)
 
 
-def standardised_latents(vae: AutoencoderKL, images: np.ndarray, flip: bool, work: Path) -> torch.Tensor:
-    """x0 (N, 4, H/4, W/4) of pictures and, with ``flip``, of their mirror images; kept in ``work``, as they take minutes."""
-    cached = work / "latents.npy"
+def standardised_latents(folder: Path, vae: AutoencoderKL, images: np.ndarray, flip: bool) -> torch.Tensor:
+    """x0 (N, 4, H/4, W/4) of pictures and, with ``flip``, of their mirror images.
+
+    They take minutes, so they are kept in the cache, under the hash of the autoencoder: models that share one share them.
+    """
+    cached = cache_root() / "train" / f"latents-{model_hash(folder / 'vae')[:16]}-{len(images)}{'-flip' if flip else ''}.npy"
     if not cached.is_file():
         latents = encode_latents(vae, images)
         if flip:
             latents = torch.cat([latents, encode_latents(vae, images[:, :, ::-1])])
-        np.save(work / "part.npy", latents.numpy())
-        (work / "part.npy").replace(cached)
+        part = cached.with_suffix(f".{os.getpid()}.npy")
+        np.save(part, latents.numpy())
+        part.replace(cached)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     return (torch.from_numpy(np.load(cached)) - mean) / std
 
@@ -161,13 +172,17 @@ def _train_unet(folder: Path, recipe: dict, x0: torch.Tensor, work: Path) -> Non
     spec = recipe["unet"]
     scheduler = DDIMScheduler(**recipe["scheduler"])
     torch.manual_seed(recipe["seed"])
-    attention = spec.get("attention", [False, True, True])
-    unet = UNet2DModel(
-        sample_size=x0.shape[-1], in_channels=x0.shape[1], out_channels=x0.shape[1], layers_per_block=1, norm_num_groups=16,
-        block_out_channels=spec["channels"], attention_head_dim=32,
-        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attention],
-        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+    if "fine_tune" in recipe:
+        unet = UNet2DModel.from_pretrained(MODELS / recipe["fine_tune"] / "unet", torch_dtype=torch.float32)
+    else:
+        attention = spec.get("attention", [False, True, True])
+        unet = UNet2DModel(
+            sample_size=x0.shape[-1], in_channels=x0.shape[1], out_channels=x0.shape[1], layers_per_block=1, norm_num_groups=16,
+            block_out_channels=spec["channels"], attention_head_dim=32,
+            down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attention],
+            up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
+        )  # fmt: skip
+    unet = unet.to(memory_format=torch.channels_last)
     loss = noise_loss(
         torch.compile(unet) if spec["compile"] else unet, x0, scheduler.alphas_cumprod, batch=spec["batch"],
         prediction_type=scheduler.config.prediction_type,
@@ -190,7 +205,7 @@ def train_consistency(folder: Path, recipe: dict, images: np.ndarray, work: Path
     student = UNet2DModel.from_pretrained(source / "unet", torch_dtype=torch.float32).to(memory_format=torch.channels_last)
     loss = consistency_loss(
         torch.compile(student) if spec["compile"] else student, teacher.unet,
-        standardised_latents(teacher.vae, images, recipe["flip"], work), teacher.schedule(spec["teacher_steps"]), batch=spec["batch"],
+        standardised_latents(folder, teacher.vae, images, recipe["flip"]), teacher.schedule(spec["teacher_steps"]), batch=spec["batch"],
     )  # fmt: skip
     ema = train(
         f"{folder.name} unet", student, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],
@@ -391,7 +406,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         profile = load_profile(arguments.profile)
-        for name in arguments.only or [m.path for m in (*profile.generators, *profile.encoders)]:
+        models = (*profile.generators, *profile.encoders, *profile.variants)
+        for name in arguments.only or dict.fromkeys([*(m.path for m in models), *filter(None, [profile.oracle])]):
             train_model(name, arguments.force)
     except ProfileError as error:
         print(f"error: {error}", file=sys.stderr)
