@@ -40,14 +40,15 @@ def write_notebook():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """Root of the small project; it holds notebooks/02_gauss.ipynb, claims.yaml, README.md and a model's weights."""
+    """Root of the small project; it holds notebooks/02_gauss.ipynb, claims.yaml, README.md, CLAIMS.md and a model's weights."""
     for name in ("notebooks", "data/models/faces-ldm/unet", "une_utils"):
         (tmp_path / name).mkdir(parents=True)
     weights = tmp_path / "data/models/faces-ldm/unet"
     (weights / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
     (weights / "config.json").write_text("{}")
     (tmp_path / "claims.yaml").write_text(CLAIMS)
-    (tmp_path / "README.md").write_text("above\n<!-- claims:start -->\nold\n<!-- claims:end -->\nbelow\n")
+    for page in ("README.md", "CLAIMS.md"):
+        (tmp_path / page).write_text("above\n<!-- claims:start -->\nold\n<!-- claims:end -->\nbelow\n")
     for name, path in {"ROOT": "", "NOTEBOOKS": "notebooks", "MODELS": "data/models", "CLAIMS": "claims.yaml"}.items():
         monkeypatch.setattr(settings, name, tmp_path / path)
     monkeypatch.setenv("UNE_FIGURES", str(tmp_path / "figures"))

@@ -101,14 +101,20 @@ def test_claims_yaml_is_validated(project, old, new, message):
         load_claims()
 
 
-def test_readme_block_is_written_and_checked(mini, project, capsys):
+def test_tables_are_written_and_checked(mini, project, capsys):
     record(mini, "une.table1.noise_ad", 95, 94, 96)
-    assert claims.main(["--check"]) == 1 and "out of date" in capsys.readouterr().out
+    assert claims.main(["--check"]) == 1 and "README.md and CLAIMS.md out of date" in capsys.readouterr().out
     assert claims.main(["--write-readme"]) == 0 and claims.main(["--check"]) == 0
-    text = (project / "README.md").read_text()
+    text = (project / "CLAIMS.md").read_text()
     assert text.startswith("above\n") and text.endswith("\nbelow\n") and "\nold\n" not in text
     row = "| Noise passes (UNE, Table 1) | 95.6 % | 95.0 [94.0, 96.0] %: **holds** | not run | [02](notebooks/02_gauss.ipynb) |"
     assert row in text and "Noise \\| probes" in table_markdown()
+    assert row not in (project / "README.md").read_text()  # not a headline yet
+    written = (project / "claims.yaml").read_text()
+    (project / "claims.yaml").write_text(written.replace("id: une.table1.noise_ad,", "id: une.table1.noise_ad, headline: true,", 1))
+    assert claims.main(["--check"]) == 1 and capsys.readouterr().out.startswith("README.md out of date")
+    assert claims.main(["--write-readme"]) == 0
+    assert row in (project / "README.md").read_text() and "Noise \\| probes" not in (project / "README.md").read_text()
 
 
 def test_readme_without_markers(project, capsys):

@@ -3,8 +3,8 @@
 ``claims.yaml`` fixes the claims and the bounds that decide them, before anything is measured. Notebooks :func:`record` their
 values in ``figures/<profile>/claims.json``; verdicts are never stored, they follow from value and bounds.
 
-    python -m une_utils.report.claims --write-readme   # replace the table in README.md
-    python -m une_utils.report.claims --check          # exit 1 when that table is out of date
+    python -m une_utils.report.claims --write-readme   # replace the tables in README.md (headlines) and CLAIMS.md (all)
+    python -m une_utils.report.claims --check          # exit 1 when one of them is out of date
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from une_utils.report.figures import made_from, why_outdated
 from une_utils.settings import Profile
 
 README_PROFILES = ("mini", "lfw")
+PAGES = {"README.md": True, "CLAIMS.md": False}  # page -> headlines only
 START, END = "<!-- claims:start -->", "<!-- claims:end -->"
 STABLE_DIGITS = 2  # the third moves between kinds of processor
 COLUMNS = ["claim", "source", "paper", "here", "n", "verdict"]
@@ -74,6 +75,7 @@ class Claim(_Strict):
     paper: str = Field(min_length=1)
     unit: str = ""
     digits: Literal[2, 3] = Field(3, description="significant digits shown; 2 where the third moves between machines")
+    headline: bool = Field(False, description="shown in the README; all claims are in CLAIMS.md")
     holds_if: Bounds
     profiles: dict[str, Bounds] = Field({}, description="bounds that replace holds_if in one profile")
     not_testable: dict[str, str] = Field({}, description="profile -> reason")
@@ -255,13 +257,15 @@ def outdated_claims(profile_name: str | Path) -> list[tuple[str, str]]:
     return stale + [(name, reason) for name, reason in reasons.items() if reason]
 
 
-def table_markdown(profiles: Sequence[str] = README_PROFILES) -> str:
-    """The table of all claims for the README: claim | paper | here (profile), one column each | notebook."""
+def table_markdown(profiles: Sequence[str] = README_PROFILES, headlines: bool = False) -> str:
+    """The table of all claims, or of the headlines: claim | paper | here (profile), one column each | notebook."""
     loaded = {name: settings.load_profile(name) for name in profiles}
     recorded = {name: read_json(_claims_path(profile)) for name, profile in loaded.items()}
     header = ["claim", "paper", *(f"here ({name})" for name in profiles), "notebook"]
     lines = [header, ["---"] * len(header)]
     for claim in load_claims().values():
+        if headlines and not claim.headline:
+            continue
         cells = [_readme_cell(claim, name, recorded[name].get(claim.id)) for name in profiles]
         lines.append([f"{claim.statement} ({claim.work}, {claim.source})", claim.paper, *cells, _link(claim.notebook)])
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -277,32 +281,33 @@ def _link(notebook: str) -> str:
     return f"[{notebook}](notebooks/{found[0].name})" if found else notebook
 
 
-def readme_with_table(text: str) -> str:
-    """A README with the block between its two markers replaced; raises ClaimsError unless each marker is there once, in order."""
+def with_table(text: str, name: str, headlines: bool) -> str:
+    """A page with the block between its two markers replaced; raises ClaimsError unless each marker is there once, in order."""
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ClaimsError(f"the README should hold one line {START} and, below it, one line {END}")
+        raise ClaimsError(f"{name} should hold one line {START} and, below it, one line {END}")
     head, rest = text.split(START)
-    return f"{head}{START}\n{table_markdown()}\n{END}{rest.split(END)[1]}"
+    return f"{head}{START}\n{table_markdown(headlines=headlines)}\n{END}{rest.split(END)[1]}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m une_utils.report.claims", description="The table of claims in README.md.")
+    parser = argparse.ArgumentParser(prog="python -m une_utils.report.claims", description="The tables of claims in README.md and CLAIMS.md.")
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write-readme", action="store_true", help="replace the table")
-    action.add_argument("--check", action="store_true", help="exit 1 when the table is out of date")
+    action.add_argument("--write-readme", action="store_true", help="replace the tables")
+    action.add_argument("--check", action="store_true", help="exit 1 when one is out of date")
     arguments = parser.parse_args(argv)
-    readme = settings.ROOT / "README.md"
     try:
-        old = readme.read_text(encoding="utf-8")
-        new = readme_with_table(old)
+        old = {name: (settings.ROOT / name).read_text(encoding="utf-8") for name in PAGES}
+        new = {name: with_table(old[name], name, headlines) for name, headlines in PAGES.items()}
     except (ClaimsError, settings.ProfileError, FileNotFoundError) as error:
         print(f"error: {error}")
         return 1
+    changed = [name for name in PAGES if old[name] != new[name]]
     if arguments.write_readme:
-        write_atomic(readme, new.encode())
-    elif old != new:
-        print("README.md is out of date: python -m une_utils.report.claims --write-readme")
+        for name in changed:
+            write_atomic(settings.ROOT / name, new[name].encode())
+    elif changed:
+        print(f"{' and '.join(changed)} out of date: python -m une_utils.report.claims --write-readme")
         return 1
     return 0
 
