@@ -136,8 +136,14 @@ def test_models_of_every_profile_have_a_recipe(name):
 @pytest.mark.parametrize("recipe", sorted(MODELS.glob("*/recipe.yaml")), ids=lambda p: p.parent.name)
 def test_recipes_are_complete(recipe):
     spec = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    assert {"kind", "seed", "flip", "images"} <= set(spec)
-    assert {"latent-diffusion": {"vae", "unet", "scheduler"}, "dino": {"vit"}}[spec["kind"]] <= set(spec)
+    assert {"kind", "seed", "images"} <= set(spec)
+    needed = {
+        "latent-diffusion": {"unet", "scheduler", "flip"}, "pixel-diffusion": {"unet", "scheduler"}, "consistency": {"unet", "teacher", "flip"},
+        "dino": {"vit", "flip"}, "mae": {"vit", "flip"}, "clip": {"vit"}, "oracle": {"resnet"},
+    }  # fmt: skip
+    assert needed[spec["kind"]] <= set(spec)
+    assert spec["kind"] != "latent-diffusion" or ("vae" in spec) != ("vae_of" in spec)
+    assert all((MODELS / spec[key] / "recipe.yaml").is_file() for key in ("vae_of", "teacher", "fine_tune") if key in spec)
     split_of = spec["images"].get("train_split_of")
     assert split_of in profile_names() or spec["images"].get("rendered", 0) > 0
 

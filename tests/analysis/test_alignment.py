@@ -144,10 +144,20 @@ def test_score_is_variance_weighted_r2():
 
 
 @pytest.mark.parametrize("shape", [(50, 4), (5, 9)])
+def test_default_penalties_follow_the_scale_of_the_latents(shape):
+    X, Y = linear_pair(*shape)
+    mean_eigenvalue = np.linalg.eigvalsh(np.cov(X.T) * (shape[0] - 1)).mean()
+    np.testing.assert_allclose(al.RidgeMap().fit(X, Y).alphas_, np.logspace(-6, 6, 49) * mean_eigenvalue)
+    small, large = al.RidgeMap().fit(X, Y), al.RidgeMap().fit(1e4 * X, Y)
+    assert large.alpha_ == pytest.approx(1e8 * small.alpha_)
+    np.testing.assert_allclose(large.coef_, small.coef_ / 1e4, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2999, 4), (5, 9)])
 def test_constant_latents_give_the_mean_predictor(shape):
     Y = linear_pair(shape[0])[1]
-    for value in (0.0, 3.3):
-        model = al.RidgeMap().fit(np.full(shape, value, dtype=np.float32), Y)
+    for value in (0.0, 0.1):  # the mean of 2,999 times 0.1 is not exactly 0.1
+        model = al.RidgeMap().fit(np.full(shape, value), Y)
         np.testing.assert_allclose(model.predict(np.full(shape, value)), np.tile(Y.mean(axis=0), (shape[0], 1)))
         assert not model.coef_.any()
 
@@ -192,8 +202,9 @@ def test_shuffled_pairs_keep_rows_and_lose_the_relation():
     assert {tuple(row) for row in control} == {tuple(row) for row in Y} and not np.array_equal(control, Y)
     np.testing.assert_array_equal(al.shuffled_pairs(Y), control)
     assert not np.array_equal(al.shuffled_pairs(Y, seed=1), control)
-    r2 = al.transfer_metrics(Y[1000:], al.RidgeMap().fit(X[:1000], al.shuffled_pairs(Y[:1000])).predict(X[1000:]), Y[:1000].mean(0))
-    assert abs(r2["r2"].value) < 0.02
+    model = al.RidgeMap().fit(X[:1000], al.shuffled_pairs(Y[:1000]))
+    metrics = al.transfer_metrics(Y[1000:], model.predict(X[1000:]), Y[:1000].mean(axis=0))
+    assert abs(metrics["r2"].value) < 0.02
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------------
@@ -343,7 +354,8 @@ def test_projections_are_ridge_regressions_of_the_shared_variables():
 
 def test_two_views_are_canonical_correlation_analysis():
     views = shared_views(widths=(6, 8))
-    correlations = linalg.svdvals(*[linalg.orth(views[0] - views[0].mean(axis=0)).T @ linalg.orth(views[1] - views[1].mean(axis=0))])
+    bases = [linalg.orth(view - view.mean(axis=0)) for view in views]
+    correlations = linalg.svdvals(bases[0].T @ bases[1])  # cosines of the principal angles
     model = al.MaxvarGCCA(4).fit(views)
     np.testing.assert_allclose(model.eigenvalues_, 1 + correlations[:4], rtol=1e-9)
     training = al.held_out_correlations(model, views)["correlation"]
@@ -559,6 +571,9 @@ def test_null_draws_are_refits_on_permuted_rows():
         refit = clone(model).fit([view[order] for view, order in zip(train, orders, strict=True)])
         held_out = [view[order] for view, order in zip(test, test_orders, strict=True)]
         np.testing.assert_allclose(al.held_out_correlations(refit, held_out, bootstrap=2)["correlation"], draw, atol=1e-6)
+    for bad in (test[:2], [test[0], test[1][:-1], test[2]], [test[1], test[0], test[2]]):
+        with pytest.raises(ValueError, match="held-out|rows|features"):
+            al.permutation_null(model, train, bad, permutations=1)
     fitted = model.fit(train)
     np.testing.assert_array_equal(al.permutation_null(fitted, train, test, permutations=2, seed=5), null)
     assert not np.array_equal(al.permutation_null(fitted, train, test, permutations=2, seed=6), null)
@@ -632,9 +647,7 @@ def test_neighbourhood_agreement_is_scipys_spearman(monkeypatch):
     monkeypatch.setattr(al, "_BLOCK_VALUES", 90)
     assert al.neighbourhood_agreement(A, B).value == pytest.approx(estimate.value, abs=5e-3)
     smooth = rng.standard_normal((2, 30, 4))
-    rho = [
-        spearmanr(*[np.delete(s @ s[i] / np.linalg.norm(s, axis=1), i) for s in smooth]).statistic for i in range(30)
-    ]
+    rho = [spearmanr(*[np.delete(s @ s[i] / np.linalg.norm(s, axis=1), i) for s in smooth]).statistic for i in range(30)]
     assert al.neighbourhood_agreement(*smooth).value == pytest.approx(np.mean(rho))
 
 
