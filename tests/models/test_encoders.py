@@ -45,6 +45,14 @@ def test_text_does_not_depend_on_its_company(clip):
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
+def test_a_text_is_read_at_its_end(clip):
+    """The whole caption counts: a word changed anywhere changes the embedding, which is read after the last word."""
+    encoder = Encoder.load(clip)
+    texts = ["a woman with glasses without earrings", "a man with glasses without earrings", "a woman with glasses without bangs"]
+    base, first, last = encoder.embed_text(texts)
+    assert (base - first).abs().max() > 1e-3 and (base - last).abs().max() > 1e-3
+
+
 def test_tokens():
     tokenizer = word_tokenizer()
     ids = tokenize(tokenizer, ["A Face with zebras", "a face " * 40])["input_ids"]

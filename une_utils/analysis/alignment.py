@@ -60,13 +60,13 @@ class _Spectrum:
         for part, block in self._blocks():
             # (b, D) blocks of rows give X'X, (N, b) blocks of columns give XX'; the transposes are views in Fortran order
             gram = blas.dsyrk(1.0, block.T, beta=1.0, c=gram, trans=int(self.wide), overwrite_c=True)
-        scale = np.trace(gram) / X.shape[1]
+        mean_value = np.trace(gram) / X.shape[1]  # over all D directions, also those without variance
         values, vectors = linalg.eigh(gram, lower=False, overwrite_a=True, driver="evd")
         eps = np.finfo(np.float64).eps
         # equal values of a constant feature differ from their mean by the rounding of a sum of N terms
         constant = len(X) * (len(X) * eps * np.abs(self.mean).max()) ** 2
         rank = int((values > max(values[-1] * max(X.shape) * eps, constant)).sum())
-        self.mean_value = scale if rank else 0.0  # mean over the D directions, zeros included
+        self.mean_value = mean_value if rank else 0.0
         self.values, self.vectors = values[len(values) - rank :], vectors[:, len(values) - rank :]
 
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
@@ -161,8 +161,7 @@ class RidgeMap(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
 def _penalties(alphas: float | Sequence[float] | None, spectrum: _Spectrum) -> np.ndarray:
     if alphas is None:
-        n, d = spectrum.X.shape
-        return RELATIVE_ALPHAS * (spectrum.mean_value * d / min(n, d) or 1.0)  # a constant X has no scale and needs none
+        return RELATIVE_ALPHAS * (spectrum.mean_value or 1.0)  # a constant X has no scale and needs none
     grid = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
     if grid.ndim != 1 or not len(grid) or not (np.isfinite(grid).all() and (grid > 0).all()):
         raise ValueError(f"alphas must be positive and finite, a number or a sequence, got {alphas}")
@@ -374,7 +373,9 @@ class MaxvarGCCA(BaseEstimator):
         cuts = np.cumsum(ranks)[:-1]
         parts = [part * np.sqrt(eigenvalues) for part in np.split(vectors, cuts)]  # (K_i, k): whitened view times G
         # a projection regresses the shared variables, of variance 1 and not of norm 1, on the view
-        projections = [np.sqrt(n) * s.back(part / np.sqrt(p)[:, None]) for s, part, p in zip(spectra, parts, penalised, strict=True)]
+        projections = [
+            np.sqrt(n) * s.back(part / np.sqrt(p)[:, None]) for s, part, p in zip(spectra, parts, penalised, strict=True)
+        ]
         stacked = np.concatenate(projections)
         sign = np.sign(stacked[np.abs(stacked).argmax(axis=0), np.arange(k)])
         self.eigenvalues_ = eigenvalues
@@ -427,7 +428,9 @@ def _refuse_degenerate(ranks: list[int], n: int, k: int, ridge: float) -> None:
         if rank == 0:
             raise ValueError(f"view {i} is constant")
         if ridge == 0 and rank >= n - 1:
-            raise ValueError(f"view {i} has rank {rank} on {n} rows and fits any shared variable; set ridge > 0 or reduce it first")
+            raise ValueError(
+                f"view {i} has rank {rank} on {n} rows and fits any shared variable; set ridge > 0 or reduce it first"
+            )
     possible = min(n - 1, sum(ranks))
     if k > possible:
         raise ValueError(f"n_components = {k}, but {n} rows of views with ranks {ranks} allow {possible} at most")
@@ -513,9 +516,7 @@ def _standardised(part: np.ndarray) -> np.ndarray:
     return np.where(constant, 0.0, centred / np.where(constant, 1.0, scale))
 
 
-def held_out_correlations(
-    model: MaxvarGCCA, views: Sequence[np.ndarray], bootstrap: int = 1000, seed: int = 42
-) -> pd.DataFrame:
+def held_out_correlations(model: MaxvarGCCA, views: Sequence[np.ndarray], bootstrap: int = 1000, seed: int = 42) -> pd.DataFrame:
     """Per component, the mean over pairs of views of the correlation of their projections on rows that `fit` has not seen.
 
     Tidy table: component (from 1), correlation, correlation_low, correlation_high, n; intervals are bootstraps over the rows. On
@@ -550,13 +551,14 @@ def permutation_null(
     refit = clone(model)
     spectra = [_Spectrum(view) for view in refit._check_views(views)]
     held_out = [_check_rows(view, f"held-out view {i}") for i, view in enumerate(held_out)]
+    _same_rows(held_out)
+    if len(held_out) != len(spectra):
+        raise ValueError(f"{len(spectra)} training views and {len(held_out)} held-out ones")
     n, m = len(views[0]), len(held_out[0])
     rng = np.random.default_rng((seed, n, m))
     null = np.empty((permutations, model.n_components))
     for r in range(permutations):
-        orders, test_orders = (
-            [np.arange(size)] + [rng.permutation(size) for _ in spectra[1:]] for size in (n, m)
-        )
+        orders, test_orders = ([np.arange(size)] + [rng.permutation(size) for _ in spectra[1:]] for size in (n, m))
         refit._solve(spectra, _left_gram(spectra, orders))
         pairs = _all_projections(refit, [view[order] for view, order in zip(held_out, test_orders, strict=True)])
         null[r] = _mean_correlations(pairs, np.ones((1, m)))[0]
@@ -605,7 +607,8 @@ def select_ridge(
     if not 0 < validation < 1:
         raise ValueError(f"validation is a share between 0 and 1, got {validation}")
     models = [MaxvarGCCA(n_components, ridge) for ridge in grid]
-    views = [model._check_views(views) for model in models][0]
+    for model in models:
+        views = model._check_views(views)
     order = np.random.default_rng((seed, len(views[0]))).permutation(len(views[0]))
     held_out, kept = np.split(order, [max(2, round(validation * len(order)))])
     spectra = [_Spectrum(view[kept]) for view in views]

@@ -34,7 +34,7 @@ NOUNS = {True: ("a man", "a male face"), False: ("a woman", "a female face"), No
 FRAMES = ("{}", "a picture of {}", "a drawing of {}", "this is {}")
 
 
-def caption(attributes: Mapping[str, bool], rng: np.random.Generator, said: tuple[int, int] = (4, 9)) -> str:
+def caption(attributes: Mapping[str, bool], rng: np.random.Generator, said: tuple[int, int] = (2, 10)) -> str:
     """One caption of a face.
 
     Args:

@@ -283,11 +283,14 @@ def train_clip(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> No
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the captions."""
-    words = ["<pad>", "<start>", "<end>", "<unknown>", *vocabulary()]
+    """One token a word of the captions.
+
+    The end's id must not be 2: transformers' CLIP takes that for a mark of old checkpoints and reads a caption at its largest id.
+    """
+    words = ["<pad>", "<start>", "<unknown>", "<end>", *vocabulary()]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)])
+    tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 3)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<start>", eos_token="<end>", unk_token="<unknown>", model_max_length=TOKENS
     )
