@@ -474,9 +474,8 @@ def _projection_gram(gram: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
     moments = np.empty((parts[0].shape[1], len(parts), len(parts)))
     for i, left in enumerate(parts):
         for j in range(i, len(parts)):
+            # for i = j the lower triangle is missing, but it is 0: a view's whitened columns are orthogonal
             block = gram[edges[i] : edges[i + 1], edges[j] : edges[j + 1]]
-            if i == j:
-                block = np.diag(np.diag(block))  # a view's whitened columns are orthogonal
             moments[:, i, j] = moments[:, j, i] = (left * (block @ parts[j])).sum(axis=0)
     return moments
 

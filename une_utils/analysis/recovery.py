@@ -680,12 +680,13 @@ def recovery_by_views(
     (measured), predicted, predicted_low, predicted_high, gap, gap_low, gap_high (measured - predicted, paired) and n; all are means
     over the coordinates of Z. Every subset where there are at most `subsets`, else a random choice, spread over the counts.
 
-    Measured: each view is read by ridge regression, and a second ridge regression joins the readings of the subset; it is trained
-    on out-of-fold readings. Under INE the readings hold all that the views tell, and with few rows the two steps lose less than
-    one regression on the concatenated latents (simulated, four views of 384 to 1,024 dimensions at N = 3,200: 0.71 against 0.63).
-    Predicted: Cov(z | all) = (S^-1 + sum_i (V_i^-1 - S^-1))^-1 with S the covariance of Z and V_i the error covariance of view i's
-    reading on the test rows. So both sides hold what a reader trained on N rows loses, and only the independence of the noise is
-    tested: shared noise makes the gap negative. For the reader with endless rows see `predicted_recovery`.
+    Measured: each view is read by ridge regression, the readings are joined by the rule that is best if the noise is independent
+    (each weighted by its precision), and a second ridge regression on all readings corrects what that rule gets wrong. With few
+    rows this loses less than one regression on the concatenated latents (simulated, four views of 384 to 1,024 dimensions at
+    N = 3,200: 0.71 against 0.63). Predicted: Cov(z | all) = (S^-1 + sum_i (V_i^-1 - S^-1))^-1 with S the covariance of Z and V_i
+    the error covariance of view i's reading on the test rows. So both sides hold what a reader trained on N rows loses, and only
+    the independence of the noise is tested: shared noise makes the gap negative. In a world with independent noise the gap was
+    within 0.005 of 0 (see the tests). For the reader with endless rows see `predicted_recovery`.
     """
     views = _checked_views(views_train, Z_train, views_test, Z_test, names)
     Z_train, Z_test = _finite(Z_train, "Z_train"), _finite(Z_test, "Z_test")
@@ -695,26 +696,27 @@ def recovery_by_views(
     readings = [_readings(train, Z_train, test, folds, seed) for train, test in views]
     spread = _second_moments(Z_test - Z_test.mean(axis=0), weights)
     prior = _precision(spread, spread)
-    gains = [_precision(_second_moments(_calibrated_error(r, Z_train, Z_test), weights), spread) - prior for r in readings]
+    gains = [_precision(_second_moments(Z_test - test, weights), spread) - prior for _, test in readings]
     variance = np.diagonal(spread, axis1=1, axis2=2)  # (1 + B, k)
     records = []
     for subset in _subsets(len(views), subsets, seed):
         together = np.linalg.inv(prior + sum(gains[i] for i in subset))
         predicted = (1 - np.diagonal(together, axis1=1, axis2=2) / variance).mean(axis=1)
-        joined = (np.hstack([readings[i][part] for i in subset]) for part in (0, 1))
-        measured = _r2_draws(Z_test, _stacked(*joined, Z_train), weights).mean(axis=1)
+        measured = _r2_draws(Z_test, _joined([readings[i] for i in subset], Z_train), weights).mean(axis=1)
         record = {"views": " + ".join(names[i] for i in subset), "count": len(subset)}
         for name, prefix, draws in (("r2", "", measured), ("predicted", "predicted_", predicted), ("gap", "gap_", measured - predicted)):
-            low, high = percentile_interval(draws[1:])
+            # inverse moments are biased in resamples, which repeat rows, more than in the sample: centre the draws on the value
+            low, high = percentile_interval(draws[1:] - np.median(draws[1:]) + draws[0])
             record |= {name: draws[0], f"{prefix}low": low, f"{prefix}high": high}
         records.append(record | {"n": len(Z_test)})
     return pd.DataFrame(records)
 
 
 def _readings(X: np.ndarray, Z: np.ndarray, X_test: np.ndarray, folds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ridge readings of Z: of the training rows by fits on the other folds (N, k), of the test rows by a fit on all (M, k).
+    """Ridge readings of Z, of the training rows by fits on the other folds (N, k), of the test rows by a fit on all (M, k).
 
-    The penalties of the fit on all rows serve the folds too, on a grid of decades, so that coordinates share factorisations.
+    The penalties of the fit on all rows serve the folds too, on a grid of decades, so that coordinates share factorisations. Ridge
+    readings are shrunk one by one; a linear map fitted out of fold makes them the best linear estimates of Z from all k of them.
     """
     scale = ((X - X.mean(axis=0)) ** 2).sum() / min(X.shape) or 1.0
     maps = fit_maps(X, {j: Z[:, [j]] for j in range(Z.shape[1])}, _DECADES * scale)
@@ -725,7 +727,8 @@ def _readings(X: np.ndarray, Z: np.ndarray, X_test: np.ndarray, folds: int, seed
     for held_out in np.array_split(order, folds):
         kept = np.setdiff1d(order, held_out)
         out_of_fold[held_out] = _ridge_predict(X[kept], Z[kept], X[held_out], alphas)
-    return out_of_fold, test
+    calibration = RidgeMap().fit(out_of_fold, Z)
+    return calibration.predict(out_of_fold), calibration.predict(test)
 
 
 def _ridge_predict(X: np.ndarray, Z: np.ndarray, X_new: np.ndarray, alphas: np.ndarray) -> np.ndarray:
@@ -743,14 +746,20 @@ def _ridge_predict(X: np.ndarray, Z: np.ndarray, X_new: np.ndarray, alphas: np.n
     return result + z_mean
 
 
-def _stacked(readings: np.ndarray, test_readings: np.ndarray, Z: np.ndarray) -> np.ndarray:
-    """Z read on the test rows (M, k) from the readings of several views side by side."""
-    return RidgeMap().fit(readings, Z).predict(test_readings)
-
-
-def _calibrated_error(readings: tuple[np.ndarray, np.ndarray], Z: np.ndarray, Z_test: np.ndarray) -> np.ndarray:
-    """Error (M, k) on the test rows of the best linear map from one view's k readings to Z; the map is fitted out of fold."""
-    return Z_test - _stacked(*readings, Z)
+def _joined(readings: Sequence[tuple[np.ndarray, np.ndarray]], Z: np.ndarray) -> np.ndarray:
+    """Z on the test rows (M, k) from several views' readings: the rule for independent noise, corrected by ridge regression."""
+    once = np.ones((1, len(Z)))
+    mean = Z.mean(axis=0)
+    spread = _second_moments(Z - mean, once)
+    prior = _precision(spread, spread)[0]
+    precisions = [_precision(_second_moments(Z - train, once), spread)[0] for train, _ in readings]
+    covariance = linalg.inv(prior + sum(precision - prior for precision in precisions))
+    train, test = (
+        mean + sum((view[part] - mean) @ precision for view, precision in zip(readings, precisions, strict=True)) @ covariance
+        for part in (0, 1)
+    )
+    correction = RidgeMap().fit(np.hstack([view[0] for view in readings]), Z - train)
+    return test + correction.predict(np.hstack([view[1] for view in readings]))
 
 
 def _second_moments(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
