@@ -557,6 +557,7 @@ def test_projections_without_variance_are_uncorrelated():
     model = al.MaxvarGCCA(2, 0.1).fit(train)
     still = [np.repeat(view[:1], 20, axis=0) for view in train]
     assert (al.held_out_correlations(model, still)["correlation"] == 0).all() and model.score(still) == 0
+    assert not al._standardised(np.full((2999, 1), 0.1)).any()  # whose mean is not exactly 0.1
 
 
 def test_null_draws_are_refits_on_permuted_rows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ class Generator:
                 torch.manual_seed(untrained_seed)
                 unet = UNet2DModel.from_config(UNet2DModel.load_config(path / "unet", local_files_only=True))
         config = DDIMScheduler.load_config(path / "scheduler", local_files_only=True)
-        return cls(vae, unet, DDIMScheduler.from_config(config), precise)
+        known = inspect.signature(DDIMScheduler).parameters  # an LCM's config has keys that DDIM would warn about
+        return cls(vae, unet, DDIMScheduler.from_config({k: v for k, v in config.items() if k in known}), precise)
 
     @property
     def shape(self) -> tuple[int, int, int]:
