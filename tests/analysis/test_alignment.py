@@ -407,6 +407,8 @@ def test_stored_precision():
     views = shared_views(seed=1)
     exact = al.MaxvarGCCA(3, 0.1).fit(views)
     single = [view.astype(np.float32) for view in views]
+    widened = al.MaxvarGCCA(3, 0.1).fit([view.astype(np.float64) for view in single])
+    np.testing.assert_allclose(al.MaxvarGCCA(3, 0.1).fit(single).eigenvalues_, widened.eigenvalues_, rtol=1e-6)
     before = [view.copy() for view in single]
     model = al.MaxvarGCCA(3, 0.1).fit(single)
     assert_same_up_to_sign(model.shared_, exact.shared_, atol=1e-4)
@@ -615,6 +617,14 @@ def test_independent_views_lie_inside_the_null():
         if seed == 0:  # on training rows chance looks like sharing
             assert (al.held_out_correlations(model, train)["correlation"] > null.max()).any()
     assert sum(found) <= 6
+
+
+def test_chance_correlation_of_wide_views_is_wachters():
+    rng = np.random.default_rng(11)
+    views = [rng.standard_normal((2000, 200)) for _ in range(2)]
+    model = al.MaxvarGCCA(1).fit(views)
+    assert model.eigenvalues_[0] == pytest.approx(1 + 2 * np.sqrt(0.1 * 0.9), abs=0.02)
+    assert abs(model.score([rng.standard_normal((2000, 200)) for _ in range(2)])) < 0.1
 
 
 def test_select_ridge_prefers_a_penalty_for_wide_noisy_views():

@@ -41,6 +41,7 @@ def train_model(tmp_path, monkeypatch):
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         recipes.train_model(name)
         assert all(v.dtype == torch.float16 for f in folder.rglob("*.safetensors") for v in load_file(f).values() if v.is_floating_point())
+        assert not any(str(tmp_path) in f.read_text() for f in folder.rglob("*.json"))  # nothing of this machine
         return folder
 
     return make

@@ -6,6 +6,7 @@ A recipe lies beside the weights it makes. Models that are already there are lef
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -106,6 +107,9 @@ def ship(model, folder: Path) -> None:
     """
     part = folder / ".part"
     model.half().save_pretrained(part)
+    config = json.loads((part / "config.json").read_text())
+    config.pop("_name_or_path", None)  # of a fine-tuned model: a path on this machine
+    (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for file in sorted(part.iterdir(), key=lambda f: f.name == "config.json"):
         file.replace(folder / file.name)
     part.rmdir()
