@@ -14,6 +14,7 @@ from sklearn.utils import estimator_checks
 
 from une_utils.analysis import alignment as al
 from une_utils.analysis import probes
+from une_utils.analysis.stats import bootstrap_weights
 
 
 def linear_pair(n=120, dx=15, dy=6, noise=1.0, seed=0):
@@ -253,7 +254,7 @@ def test_intervals_are_bootstraps_of_rows():
             draws[name].append(estimate.value)
     for name, estimate in metrics.items():
         np.testing.assert_allclose([estimate.low, estimate.high], np.quantile(draws[name], [0.025, 0.975]), err_msg=name)
-    weights = al._row_weights(40, 30, 9)
+    weights = bootstrap_weights(40, 30, 9)
     scores = np.random.default_rng(3).standard_normal((40, 2))
     accuracy = probes._bootstrap(scores, scores + 0.5 > 0, 30, 9)[0]  # the same resamples as the probes'
     np.testing.assert_allclose(weights[1:] @ ((scores > 0) == (scores + 0.5 > 0)) / 40, accuracy)

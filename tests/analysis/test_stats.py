@@ -93,3 +93,13 @@ def test_intervals_overlap_and_text():
     assert stats.intervals_overlap(a, b) and stats.intervals_overlap(b, a)
     assert not stats.intervals_overlap(a, c) and not stats.intervals_overlap(c, a)
     assert str(a) == "0.5 [0.4, 0.6] (n = 10)"
+
+
+def test_bootstrap_weights_start_with_every_row_once_and_the_estimate_reads_that_line():
+    weights = stats.bootstrap_weights(30, 200, seed=3)
+    assert weights.shape == (201, 30) and (weights[0] == 1).all() and (weights.sum(axis=1) == 30).all()
+    np.testing.assert_array_equal(stats.row_counts(np.array([[0, 0, 2], [1, 1, 1]])), [[2, 0, 1], [0, 3, 0]])
+    values = np.random.default_rng(4).normal(2.0, 1.0, 30)
+    estimate = stats.drawn_estimate(weights @ values / 30, 30)
+    assert estimate.value == pytest.approx(values.mean()) and estimate.n == 30
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(30), rel=0.25)

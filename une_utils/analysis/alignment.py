@@ -17,7 +17,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from une_utils.analysis.stats import Estimate, bootstrap_interval, percentile_interval
+from une_utils.analysis.stats import Estimate, bootstrap_interval, bootstrap_weights, drawn_estimate, percentile_interval
 
 RELATIVE_ALPHAS = np.logspace(-6, 6, 49)  # default penalties, in units of the mean eigenvalue of the centred X'X
 _BLOCK_VALUES = 4_000_000  # float64 values of one block: 32 MB
@@ -212,20 +212,6 @@ def shuffled_pairs(Y: np.ndarray, seed: int = 42) -> np.ndarray:
     return Y[np.random.default_rng((seed, len(Y))).permutation(len(Y))]
 
 
-def _row_weights(n: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each row occurs (1 + resamples, n): once each in the first, then in bootstraps. The resamples of `probes`."""
-    rows = np.random.default_rng((seed, n)).integers(0, n, size=(resamples, n))
-    flat = rows + n * np.arange(resamples)[:, None]
-    counts = np.bincount(flat.ravel(), minlength=rows.size).reshape(rows.shape)
-    return np.concatenate([np.ones((1, n)), counts])
-
-
-def _estimate(draws: np.ndarray, n: int) -> Estimate:
-    """Estimate of draws (1 + B,) whose first entry is the value on all rows."""
-    low, high = percentile_interval(draws[1:])
-    return Estimate(float(draws[0]), float(low), float(high), n)
-
-
 def transfer_metrics(
     Y_true: np.ndarray, Y_pred: np.ndarray, train_mean: np.ndarray, bootstrap: int = 1000, seed: int = 42
 ) -> dict[str, Estimate]:
@@ -244,7 +230,7 @@ def transfer_metrics(
         raise ValueError(f"shapes differ: Y_true {truth.shape}, Y_pred {prediction.shape}, train_mean {train_mean.shape}")
     truth, prediction = truth.astype(np.float64), prediction.astype(np.float64)
     n, d = truth.shape
-    weights = _row_weights(n, bootstrap, seed)
+    weights = bootstrap_weights(n, bootstrap, seed)
     error, spread = (truth - prediction) ** 2, (truth - train_mean) ** 2
     if not spread.any():
         raise ValueError("R^2 is undefined: every row of Y_true is train_mean")
@@ -259,7 +245,7 @@ def transfer_metrics(
         "cosine_centred": weights @ cosines[1] / n,
         "r2": np.where(np.isfinite(r2), r2, np.nan),
     }
-    return {name: _estimate(values, n) for name, values in draws.items()}
+    return {name: drawn_estimate(values, n) for name, values in draws.items()}
 
 
 def _cosine(A: np.ndarray, B: np.ndarray) -> np.ndarray:
@@ -528,7 +514,7 @@ def held_out_correlations(model: MaxvarGCCA, views: Sequence[np.ndarray], bootst
     training rows it would be inflated: compare with `permutation_null`.
     """
     projected = _all_projections(model, views)
-    draws = _mean_correlations(projected, _row_weights(len(projected[0]), bootstrap, seed))  # (1 + B, k)
+    draws = _mean_correlations(projected, bootstrap_weights(len(projected[0]), bootstrap, seed))  # (1 + B, k)
     low, high = percentile_interval(draws[1:])
     return pd.DataFrame(
         {
@@ -594,8 +580,8 @@ def shared_dimensions(
     threshold = np.sort(null.max(axis=1))[-rank]
     projected = _all_projections(model, views)
     n = len(projected[0])
-    draws = _mean_correlations(projected, _row_weights(n, bootstrap, seed))
-    return _estimate((draws > threshold).sum(axis=1).astype(np.float64), n)
+    draws = _mean_correlations(projected, bootstrap_weights(n, bootstrap, seed))
+    return drawn_estimate((draws > threshold).sum(axis=1).astype(np.float64), n)
 
 
 def select_ridge(

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from une_utils.analysis.stats import Estimate, percentile_interval, wilson_interval
+from une_utils.analysis.stats import Estimate, percentile_interval, row_counts, wilson_interval
 
 _CHUNK_VALUES = 4_000_000  # resampled values held at once: 32 MB of float64
 
@@ -389,9 +389,7 @@ def _bootstrap(scores: np.ndarray, labels: np.ndarray, resamples: int, seed: int
     chunk = max(1, _CHUNK_VALUES // n)
     for start in range(0, resamples, chunk):
         rows = rng.integers(0, n, size=(min(chunk, resamples - start), n))
-        flat = rows + n * np.arange(len(rows))[:, None]
-        counts = np.bincount(flat.ravel(), minlength=rows.size).reshape(rows.shape)
-        parts.append(_metrics(scores, labels, counts.astype(np.float64)))
+        parts.append(_metrics(scores, labels, row_counts(rows).astype(np.float64)))
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 

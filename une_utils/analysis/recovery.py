@@ -23,7 +23,7 @@ from scipy import linalg, special
 from sklearn.decomposition import PCA
 
 from une_utils.analysis.alignment import RidgeMap, fit_maps
-from une_utils.analysis.stats import LEVEL, Estimate, percentile_interval
+from une_utils.analysis.stats import LEVEL, Estimate, bootstrap_weights, drawn_estimate, percentile_interval
 
 _SILENT = 1e-10  # variance relative to the mean variance of X below which a direction holds no noise: far above float32 rounding
 _TINY = 1e-12  # relative variance added before an inversion, so that a perfect reading has a finite precision
@@ -374,7 +374,7 @@ def factor_recovery(
     """
     X_train, F_train, X_test, F_test = _split(X_train, F_train, X_test, F_test, ("X", "F"))
     _check_names(names, F_test.shape[1], "factors")
-    draws = _r2_draws(F_test, _predict(X_train, F_train, X_test), _weights(len(F_test), bootstrap, seed))
+    draws = _r2_draws(F_test, _predict(X_train, F_train, X_test), bootstrap_weights(len(F_test), bootstrap, seed))
     low, high = percentile_interval(draws[1:])
     return pd.DataFrame({"factor": list(names), "r2": draws[0], "low": low, "high": high, "n": len(F_test)})
 
@@ -387,8 +387,8 @@ def latent_recovery(
     With X and Z exchanged it says how much of a latent or a shared space Z explains.
     """
     X_train, Z_train, X_test, Z_test = _split(X_train, Z_train, X_test, Z_test, ("X", "Z"))
-    draws = _r2_draws(Z_test, _predict(X_train, Z_train, X_test), _weights(len(Z_test), bootstrap, seed))
-    return _estimate(draws.mean(axis=1), len(Z_test))
+    draws = _r2_draws(Z_test, _predict(X_train, Z_train, X_test), bootstrap_weights(len(Z_test), bootstrap, seed))
+    return drawn_estimate(draws.mean(axis=1), len(Z_test))
 
 
 def random_rotation(k: int, seed: int = 42) -> np.ndarray:
@@ -420,7 +420,7 @@ def nonlinear_gain(
         raise ValueError(f"validation is a share between 0 and 1 that leaves rows to fit, got {validation} of {len(X_train)}")
     if not np.ptp(X_train, axis=0).any():
         raise ValueError("X is constant on the training rows: there is nothing to read")
-    weights = _weights(len(F_test), bootstrap, seed)
+    weights = bootstrap_weights(len(F_test), bootstrap, seed)
     linear = _r2_draws(F_test, _predict(X_train, F_train, X_test), weights)
     nonlinear = _r2_draws(F_test, _kernel_predict(X_train, F_train, X_test, validation, seed), weights)
     low, high = percentile_interval((nonlinear - linear)[1:])
@@ -515,7 +515,7 @@ def canonical_alignment(
         raise ValueError(f"{n} training rows are too few for {m} + {k} dimensions: reduce these to leading components")
     left, train, right = linalg.svd(S_train.T @ Z_train / n, full_matrices=False)
     p, q = S_test @ left, Z_test @ right.T  # (M, P) each
-    draws = _correlation_draws(p, q, _weights(len(p), bootstrap, seed))
+    draws = _correlation_draws(p, q, bootstrap_weights(len(p), bootstrap, seed))
     null = _permuted_correlations(p, q, permutations, seed)
     threshold = np.sort(null.max(axis=1))[-_tail(permutations)]
     low, high = percentile_interval(draws[1:])
@@ -527,8 +527,8 @@ def canonical_alignment(
     pairs["null"], pairs["n"] = threshold, len(p)
     return CanonicalAlignment(
         pairs,
-        _estimate((draws > threshold).sum(axis=1).astype(float), len(p)),
-        _estimate((draws**2).sum(axis=1) / k, len(p)),
+        drawn_estimate((draws > threshold).sum(axis=1).astype(float), len(p)),
+        drawn_estimate((draws**2).sum(axis=1) / k, len(p)),
         float(np.sort((null**2).sum(axis=1) / k)[-_tail(permutations)]),
     )
 
@@ -653,7 +653,7 @@ def direction_agreement(
         if not np.abs(w).sum(axis=1).all():
             raise ValueError(f"{name} weights of {names[int(np.argmin(np.abs(w).sum(axis=1)))]} are all zero: no direction")
     scores = {name: (X_test - X_test.mean(axis=0)) @ w.T for name, w in weights.items()}
-    draws = _correlation_draws(scores["fitted"], scores["predicted"], _weights(len(X_test), bootstrap, seed))
+    draws = _correlation_draws(scores["fitted"], scores["predicted"], bootstrap_weights(len(X_test), bootstrap, seed))
     low, high = percentile_interval(draws[1:])
     norms = np.linalg.norm(weights["fitted"], axis=1) * np.linalg.norm(weights["predicted"], axis=1)
     table = pd.DataFrame({"attribute": list(names), "cosine": (weights["fitted"] * weights["predicted"]).sum(axis=1) / norms})
@@ -708,7 +708,7 @@ def recovery_by_views(
     Z_train, Z_test = _finite(Z_train, "Z_train"), _finite(Z_test, "Z_test")
     if not 2 <= folds <= len(Z_train):
         raise ValueError(f"folds must lie between 2 and the {len(Z_train)} training rows, got {folds}")
-    weights = _weights(len(Z_test), bootstrap, seed)
+    weights = bootstrap_weights(len(Z_test), bootstrap, seed)
     readings = [_readings(train, Z_train, test, folds, seed) for train, test in views]
     spread = _second_moments(Z_test - Z_test.mean(axis=0), weights)
     prior = _precision(spread, spread)
@@ -868,14 +868,6 @@ def _predict(X: np.ndarray, F: np.ndarray, X_test: np.ndarray) -> np.ndarray:
     return np.hstack([fitted.predict(X_test) for fitted in maps.values()])
 
 
-def _weights(n: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each row occurs (1 + resamples, n): once each in the first, then in bootstraps. The resamples of `probes`."""
-    rows = np.random.default_rng((seed, n)).integers(0, n, size=(resamples, n))
-    flat = rows + n * np.arange(resamples)[:, None]
-    counts = np.bincount(flat.ravel(), minlength=rows.size).reshape(rows.shape)
-    return np.concatenate([np.ones((1, n)), counts])
-
-
 def _r2_draws(truth: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """R^2 of every column (B, F) under every row weighting (B, M), about the mean of the weighted rows; NaN if all are equal."""
     constant = np.flatnonzero(np.ptp(truth, axis=0) == 0)
@@ -886,9 +878,3 @@ def _r2_draws(truth: np.ndarray, prediction: np.ndarray, weights: np.ndarray) ->
     total = weights @ centred**2 - (weights @ centred) ** 2 / n
     lost = weights @ (truth - prediction) ** 2
     return 1 - np.divide(lost, total, out=np.full_like(total, np.nan), where=total > 0)
-
-
-def _estimate(draws: np.ndarray, n: int) -> Estimate:
-    """Estimate of draws (1 + B,) whose first entry is the value on all rows."""
-    low, high = percentile_interval(draws[1:])
-    return Estimate(float(draws[0]), float(low), float(high), n)

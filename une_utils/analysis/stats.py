@@ -67,6 +67,25 @@ def percentile_interval(draws: np.ndarray, level: float = LEVEL) -> np.ndarray:
     return np.where(undefined, np.nan, bounds)
 
 
+def row_counts(rows: np.ndarray) -> np.ndarray:
+    """How often each of n rows occurs in resamples (B, n) of row numbers: (B, n) integers, each line summing to n."""
+    resamples, n = rows.shape
+    flat = rows + n * np.arange(resamples)[:, None]
+    return np.bincount(flat.ravel(), minlength=rows.size).reshape(rows.shape)
+
+
+def bootstrap_weights(n: int, resamples: int, seed: int) -> np.ndarray:
+    """Row weights (1 + resamples, n): all ones first, then bootstraps; the resamples that `probes` draws for the same n and seed."""
+    rows = np.random.default_rng((seed, n)).integers(0, n, size=(resamples, n))
+    return np.concatenate([np.ones((1, n)), row_counts(rows)])
+
+
+def drawn_estimate(draws: np.ndarray, n: int) -> Estimate:
+    """Estimate of draws (1 + B,) whose first entry is the value on all rows, as `bootstrap_weights` orders them."""
+    low, high = percentile_interval(draws[1:])
+    return Estimate(float(draws[0]), float(low), float(high), n)
+
+
 def wilson_interval(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927): inside [0, 1] and sensible at 0 and at n successes.
 
