@@ -21,7 +21,7 @@ IMAGES = {"rendered": 12, "size": 32, "seed": 9}
 SCHEDULER = {"num_train_timesteps": 100, "prediction_type": "v_prediction", "clip_sample": False, "timestep_spacing": "leading", "set_alpha_to_one": True}
 UNET = {"channels": [32, 32, 32], "batch": 4, "steps": 3, "learning_rate": 1e-3, "ema": 0.9, "compile": False}
 VAE = {
-    "channels": [8, 16, 16], "groups": 4, "log_variance": -4.0, "batch": 2, "full_share": 1.0, "kl": 5e-4, "square": 2.0, "steps": 2,
+    "channels": [8, 16, 16], "latents": 4, "groups": 4, "log_variance": -4.0, "batch": 2, "full_share": 1.0, "kl": 5e-4, "square": 2.0, "steps": 2,
     "learning_rate": 1e-3, "ema": 0.9,
 }  # fmt: skip
 FIRST = {"kind": "latent-diffusion", "seed": 1, "flip": False, "images": IMAGES, "vae": VAE, "scheduler": SCHEDULER, "unet": UNET}

@@ -298,7 +298,7 @@ def test_crops_have_the_share_of_the_area_asked_for():
 LATENT_DIFFUSION = {
     "kind": "latent-diffusion", "seed": 1, "flip": False, "images": {"rendered": 12, "size": 32, "seed": 9},
     "vae": {
-        "channels": [8, 16, 16], "groups": 4, "log_variance": -4.0, "batch": 2, "full_share": 0.6, "kl": 5e-4, "square": 2.0, "steps": 4,
+        "channels": [8, 16, 16], "latents": 4, "groups": 4, "log_variance": -4.0, "batch": 2, "full_share": 0.6, "kl": 5e-4, "square": 2.0, "steps": 4,
         "learning_rate": 1e-3, "ema": 0.9,
     },
     "scheduler": {"num_train_timesteps": 100, "prediction_type": "v_prediction", "clip_sample": False, "timestep_spacing": "leading"},

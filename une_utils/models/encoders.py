@@ -41,7 +41,7 @@ class Encoder:
         kind = json.loads((path / "config.json").read_text()).get("model_type")
         if kind not in CLASSES:
             raise ValueError(f"{path / 'config.json'}: model_type '{kind}' is no encoder known here; expected one of {', '.join(CLASSES)}")
-        extra = {} if kind == "clip" else {"add_pooling_layer": False} if kind == "vit" else {}
+        extra = {"add_pooling_layer": False} if kind == "vit" else {}
         if untrained_seed is None:
             model = CLASSES[kind].from_pretrained(path, torch_dtype=torch.float32, local_files_only=True, **extra)
         else:

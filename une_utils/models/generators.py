@@ -9,10 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DModel
-
 from tqdm.auto import tqdm
 
 from une_utils.models.ddim import Schedule, invert, make_schedule, sample
+
+DECODED = 25  # latents decoded at once: the decoder's activations stay in the processor's cache, 1.7 times faster than 125
 
 
 class Generator:
@@ -20,12 +21,14 @@ class Generator:
 
     States are VAE latents, standardised per channel with the mean and deviation in the VAE's config; without a VAE they are
     pictures, made smaller to the network's size. The object itself is the ``model`` that ``ddim.sample`` and
-    ``ddim.invert`` call. On a CPU the network runs in bfloat16 (autocast) unless ``precise``; states stay float32.
+    ``ddim.invert`` call. On a CPU the network runs in bfloat16 (autocast) unless ``precise``; states stay float32. The
+    network keeps PyTorch's own memory order: group norms in bfloat16 are many times slower in channels_last, which costs
+    more than its convolutions gain.
     """
 
     def __init__(self, vae: AutoencoderKL | None, unet: UNet2DModel, scheduler: DDIMScheduler, precise: bool = False):
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last) if vae else None
-        self.unet = unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.unet = unet.eval().requires_grad_(False)
         self.scheduler, self.precise = scheduler, precise
         if vae:
             self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
@@ -59,7 +62,6 @@ class Generator:
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, t: int) -> torch.Tensor:
         """Network output (N, C, H, W) float32 for states ``x`` at timestep ``t``."""
-        x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.precise):
             out = self.unet(x, torch.tensor([t])).sample
         return out.float().contiguous()
@@ -79,7 +81,7 @@ class Generator:
         if self.vae is None:
             return x0
         latents = (x0 * self._std + self._mean).contiguous(memory_format=torch.channels_last)
-        return self.vae.decode(latents).sample.contiguous()
+        return torch.cat([self.vae.decode(part).sample for part in latents.split(DECODED)]).contiguous()
 
     def noise_of(self, images: np.ndarray, steps: int, batch: int = 125, progress: bool = False) -> np.ndarray:
         """Inverted noise (N, D) float32 of pictures (N, 3, H, W) in [-1, 1]: plain DDIM, the convention "target"."""

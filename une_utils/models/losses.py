@@ -45,10 +45,10 @@ def vae_loss(vae: nn.Module, images: np.ndarray, *, batch: int, full_share: floa
         if not full:
             top, left = torch.randint(side - crop + 1, (2,), generator=generator).tolist()
             x = x[:, :, top : top + crop, left : left + crop]
-        noise = torch.randn((len(x), 4, x.shape[2] // 4, x.shape[3] // 4), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            noise = torch.randn(mean.shape, generator=generator)
             y = vae.decode(mean + noise * (0.5 * logvar).exp()).sample.float()
         pixel = (y - x).abs().mean()
         edges = sum((y - x).diff(dim=d).abs().mean() for d in (2, 3)) / 2

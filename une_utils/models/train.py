@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, SchedulerMixin, UNet2DModel
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -37,24 +37,28 @@ from une_utils.models.encoders import TOKENS, Encoder, tokenize
 from une_utils.models.generators import Generator, draw_noise
 from une_utils.models.losses import DinoNet, clip_loss, consistency_loss, dino_loss, noise_loss, reconstruction_loss, regression_loss, vae_loss
 from une_utils.models.oracle import Oracle, zero_shot_scores
-from une_utils.models.training import train
+from une_utils.models.training import Loss, train
 from une_utils.settings import MODELS, ProfileError, cache_root, load_profile
 
 HELD_OUT = 500  # pictures for the numbers of a model card
 
 
 def held_out_images(recipe: dict) -> np.ndarray:
-    """Pictures (500, H, W, 3) uint8 that no training step saw: rendered ones of the next seed, or of the test split."""
+    """Pictures (500, H, W, 3) uint8 that no training step saw: rendered ones of the next seed, or of the profile's own."""
     spec = recipe["images"]
     if "rendered" in spec:
         return RenderedFaces(HELD_OUT, size=spec["size"], seed=spec["seed"] + 1).load(range(HELD_OUT))
+    if "left_out_of" in spec:
+        source = open_images(load_profile(spec["left_out_of"]))
+        return source.load(range(min(HELD_OUT, len(source))))
     profile = load_profile(spec["train_split_of"])
     source = open_images(profile)
     return source.load(np.flatnonzero(~train_mask(source, profile.train_fraction, profile.seed))[:HELD_OUT])
 
 
 def training_images(recipe: dict) -> np.ndarray:
-    """Pictures (N, H, W, 3) uint8 of a recipe: rendered ones of another seed than any profile's, or a profile's train split.
+    """Pictures (N, H, W, 3) uint8 of a recipe: rendered ones of another seed than any profile's, a profile's train split, or
+    those that a profile left out when it drew ``count`` of many.
 
     They are kept in the cache, since drawing 60,000 faces takes minutes.
     """
@@ -63,6 +67,11 @@ def training_images(recipe: dict) -> np.ndarray:
         source = RenderedFaces(spec["rendered"], size=spec["size"], seed=spec["seed"])
         path = cache_root() / "train" / f"rendered-{spec['size']}-{spec['rendered']}-{spec['seed']}.npy"
         rows = np.arange(len(source))
+    elif "left_out_of" in spec:
+        profile = load_profile(spec["left_out_of"])
+        source = open_images(load_profile(spec["left_out_of"], {"images.count": None}))
+        rows = np.flatnonzero(~np.isin(source.ids, open_images(profile).ids))
+        path = cache_root() / "train" / f"{profile.name}-{source.size}-{len(rows)}-left-out-{profile.seed}.npy"
     else:
         profile = load_profile(spec["train_split_of"])
         source = open_images(profile)
@@ -81,12 +90,12 @@ def train_autoencoder(folder: Path, recipe: dict, images: np.ndarray, work: Path
     spec = recipe["vae"]
     torch.manual_seed(recipe["seed"])
     vae = AutoencoderKL(
-        block_out_channels=spec["channels"], latent_channels=4, layers_per_block=1, norm_num_groups=spec["groups"], mid_block_add_attention=False,
-        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, sample_size=images.shape[1],
+        block_out_channels=spec["channels"], latent_channels=spec["latents"], layers_per_block=1, norm_num_groups=spec["groups"],
+        mid_block_add_attention=False, sample_size=images.shape[1],
+        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
     )  # fmt: skip
     with torch.no_grad():  # start with little posterior noise: under unit noise the decoder may learn to ignore the latents
-        vae.quant_conv.bias[4:] = spec["log_variance"]
-    vae = vae.to(memory_format=torch.channels_last)
+        vae.quant_conv.bias[spec["latents"] :] = spec["log_variance"]
     loss = vae_loss(
         vae, images, batch=spec["batch"], full_share=spec["full_share"], crop=32, kl=spec["kl"], square=spec["square"], flip=recipe["flip"],
     )  # fmt: skip
@@ -132,9 +141,7 @@ def train_latent_diffusion(folder: Path, recipe: dict, images: np.ndarray, work:
     ``fine_tune`` starts the U-Net from another model's; ``only`` keeps the training pictures with these attributes.
     """
     if "vae_of" in recipe:
-        for file in (MODELS / recipe["vae_of"] / "vae").iterdir():
-            (folder / "vae").mkdir(exist_ok=True)
-            shutil.copyfile(file, folder / "vae" / file.name)
+        shutil.copytree(MODELS / recipe["vae_of"] / "vae", folder / "vae", dirs_exist_ok=True)
     if (folder / "vae" / "config.json").is_file():
         vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     else:
@@ -191,6 +198,12 @@ def _train_unet(folder: Path, recipe: dict, x0: torch.Tensor, work: Path) -> Non
         torch.compile(unet) if spec["compile"] else unet, x0, scheduler.alphas_cumprod, batch=spec["batch"],
         prediction_type=scheduler.config.prediction_type,
     )  # fmt: skip
+    _finish_unet(folder, recipe, unet, loss, scheduler, work)
+
+
+def _finish_unet(folder: Path, recipe: dict, unet: UNet2DModel, loss: Loss, scheduler: SchedulerMixin, work: Path) -> None:
+    """Minimise the loss; ship the scheduler and the average of the U-Net."""
+    spec = recipe["unet"]
     ema = train(
         f"{folder.name} unet", unet, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],
         seed=recipe["seed"], checkpoint=work / "unet.safetensors", log=folder / "unet-training.csv",
@@ -202,21 +215,15 @@ def _train_unet(folder: Path, recipe: dict, x0: torch.Tensor, work: Path) -> Non
 def train_consistency(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
     """A copy of the teacher, distilled to jump along the teacher's DDIM path; sampled with diffusers' LCMScheduler."""
     spec, source = recipe["unet"], MODELS / recipe["teacher"]
-    (folder / "vae").mkdir(exist_ok=True)
-    for file in (source / "vae").iterdir():
-        shutil.copyfile(file, folder / "vae" / file.name)
+    shutil.copytree(source / "vae", folder / "vae", dirs_exist_ok=True)
     teacher = Generator.load(source)
     student = UNet2DModel.from_pretrained(source / "unet", torch_dtype=torch.float32).to(memory_format=torch.channels_last)
     loss = consistency_loss(
         torch.compile(student) if spec["compile"] else student, teacher.unet,
         standardised_latents(folder, teacher.vae, images, recipe["flip"]), teacher.schedule(spec["teacher_steps"]), batch=spec["batch"],
     )  # fmt: skip
-    ema = train(
-        f"{folder.name} unet", student, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],
-        seed=recipe["seed"], checkpoint=work / "unet.safetensors", log=folder / "unet-training.csv",
-    )  # fmt: skip
-    LCMScheduler.from_config(teacher.scheduler.config, original_inference_steps=spec["teacher_steps"]).save_pretrained(folder / "scheduler")
-    ship(ema, folder / "unet")
+    scheduler = LCMScheduler.from_config(teacher.scheduler.config, original_inference_steps=spec["teacher_steps"])
+    _finish_unet(folder, recipe, student, loss, scheduler, work)
 
 
 @torch.no_grad()
