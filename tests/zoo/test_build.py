@@ -73,6 +73,20 @@ def test_a_second_build_computes_nothing(tiny_profile, whole, monkeypatch, tmp_p
     assert times(whole.path) == before
 
 
+@pytest.mark.parametrize("limit", [0, 2**28])
+def test_pictures_are_loaded_once_when_they_fit(tiny_profile, whole, monkeypatch, limit):
+    """And encoded once for the two views that share an autoencoder; either way with the same bits."""
+    loaded, encode, encoded = [], Generator.encode, []
+    pictures = building.Pictures
+    monkeypatch.setattr(building, "KEPT_BYTES", limit)
+    monkeypatch.setattr(building, "Pictures", lambda images, batch: loaded.append(len(images)) or pictures(images, batch))
+    monkeypatch.setattr(Generator, "encode", lambda self, x: encoded.append(len(x)) or encode(self, x))
+    zoo = build(tiny_profile, workers=1, progress=False)
+    assert sum(loaded) == (22 if limit else 22 * len(NAMES))
+    assert sum(encoded) == (22 if limit else 22 * 3)
+    assert bits(zoo.path) == bits(whole.path)
+
+
 def test_a_build_goes_on(tiny_profile, whole, monkeypatch):
     """Ctrl-C in the third view; then the rest."""
     compute, calls = building.compute, []
@@ -194,7 +208,7 @@ def test_other_weights_are_refused(tiny_profile, tiny_models, tmp_path):
     profile = load_profile(str(tmp_path / "tiny.yaml"), {"generators": [{"name": "tiny-ldm", "path": str(folder)}]})
     zoo = build(profile, workers=1, progress=False)
     old = zoo.latents("tiny-ldm")
-    building.compute(profile, views(profile)[0], np.zeros((2, 32, 32, 3), np.uint8))  # the old network is in memory again
+    building.compute(profile, views(profile)[0], building.Pictures(np.zeros((2, 32, 32, 3), np.uint8), 2))  # the old network is in memory again
     tiny_models.write_generator(folder, seed=1)
     with pytest.raises(ZooError, match=r"tiny-ldm was made from something else[\s\S]*weights: on disk"):
         build(profile, workers=1, progress=False)
@@ -235,12 +249,12 @@ def test_a_network_that_diverges(tiny_profile, monkeypatch):
 
 @pytest.mark.parametrize("rows, sizes", [(6, [4, 2]), (4, [4]), (1, [1]), (9, [4, 4, 1])])
 def test_batches_have_the_profiles_size(tiny_profile, monkeypatch, rows, sizes):
-    seen = []
-    monkeypatch.setattr(building, "_runner", lambda *_: lambda x: seen.append(len(x)) or x[:, 0, 0, :1])
     images = np.zeros((rows, 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(rows)
-    found = building.compute(tiny_profile, views(tiny_profile)[4], images)
-    assert seen == sizes
+    pictures = building.Pictures(images, tiny_profile.zoo.batch)
+    assert [len(x) for x in pictures] == sizes
+    monkeypatch.setattr(building, "_runner", lambda *_: lambda batches: (x[:, 0, 0, :1] for x in batches))
+    found = building.compute(tiny_profile, views(tiny_profile)[4], pictures)
     np.testing.assert_allclose(found[:, 0], np.arange(rows) / 127.5 - 1, atol=1e-6)
 
 

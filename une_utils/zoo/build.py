@@ -19,12 +19,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from une_utils.files import model_hash
 from une_utils.images import open_images, to_model_range
 from une_utils.models.ddim import invert
 from une_utils.models.encoders import Encoder
 from une_utils.models.generators import Generator
 from une_utils.settings import Profile, ProfileError, load_profile
 from une_utils.zoo.store import View, Zoo, ZooError, views
+
+KEPT_BYTES = 2**28  # a process keeps a profile's pictures for the next view when they are smaller than this
 
 
 def build(profile: Profile, workers: int | None = None, progress: bool = True) -> Zoo:
@@ -55,8 +58,8 @@ def build(profile: Profile, workers: int | None = None, progress: bool = True) -
 
 def _forget() -> None:
     """Drop models and images of this process: the files behind them may change before the next build."""
-    _opened.cache_clear()
-    _runner.cache_clear()
+    for kept in (_opened, _runner, _kept_pictures):
+        kept.cache_clear()
 
 
 def _run(profile: Profile, todo: list[tuple[View, int]], workers: int):
@@ -98,8 +101,9 @@ def _leave_with(parent: int) -> None:
 
 def _write(profile: Profile, view: View, number: int) -> None:
     zoo, source = _opened(profile.model_dump_json())
-    rows = zoo.shards[number]
-    zoo.write_shard(view, number, compute(profile, view, source.load(list(rows))))
+    small = len(zoo) * 3 * source.size**2 <= KEPT_BYTES
+    pictures = (_kept_pictures if small else _pictures)(profile.model_dump_json(), number)
+    zoo.write_shard(view, number, compute(profile, view, pictures))
 
 
 @cache
@@ -109,28 +113,54 @@ def _opened(profile_json: str):
     return Zoo(profile), open_images(profile)
 
 
-def compute(profile: Profile, view: View, images: np.ndarray) -> np.ndarray:
-    """Latents (n, D) float32 of pictures (n, H, W, 3) uint8, in batches of the profile's size."""
-    run, size = _runner(profile.model_dump_json(), view.name), profile.zoo.batch
-    batches = [torch.from_numpy(to_model_range(images[i : i + size])) for i in range(0, len(images), size)]
-    return np.concatenate([run(x).flatten(1).numpy() for x in batches])
+class Pictures:
+    """Pictures (n, H, W, 3) uint8 as batches (b, 3, H, W) in [-1, 1]; generators that share an autoencoder encode them once."""
+
+    def __init__(self, images: np.ndarray, batch: int):
+        self._parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+        self._x0: dict[str, list[torch.Tensor]] = {}
+
+    def __iter__(self):
+        return (torch.from_numpy(to_model_range(part)) for part in self._parts)
+
+    def x0(self, generator: Generator, autoencoder: str) -> list[torch.Tensor]:
+        """x0 of every batch; ``autoencoder`` is the hash under which it is kept."""
+        if autoencoder not in self._x0:
+            self._x0[autoencoder] = [generator.encode(x) for x in self]
+        return self._x0[autoencoder]
+
+
+def _pictures(profile_json: str, number: int) -> Pictures:
+    zoo, source = _opened(profile_json)
+    return Pictures(source.load(list(zoo.shards[number])), Profile.model_validate_json(profile_json).zoo.batch)
+
+
+_kept_pictures = cache(_pictures)
+
+
+def compute(profile: Profile, view: View, pictures: Pictures) -> np.ndarray:
+    """Latents (n, D) float32 of pictures, in batches of the profile's size."""
+    run = _runner(profile.model_dump_json(), view.name)
+    return np.concatenate([latents.flatten(1).numpy() for latents in run(pictures)])
 
 
 @cache
 def _runner(profile_json: str, view_name: str):
-    """The function that turns a batch of pictures (n, 3, H, W) in [-1, 1] into latents; models are loaded once a process."""
+    """The function that turns pictures into batches of latents; models are loaded once a process."""
     profile = Profile.model_validate_json(profile_json)
     view = next(v for v in views(profile) if v.name == view_name)
     if view.kind == "pixels":
-        return lambda x: x
+        return iter
     path = view.model.resolved_path()
     if view.kind == "encoder":
-        return Encoder.load(path, view.model.untrained_seed).embed
+        encoder = Encoder.load(path, view.model.untrained_seed)
+        return lambda pictures: map(encoder.embed, pictures)
     generator = Generator.load(path, untrained_seed=view.settings.get("seed"))
+    autoencoder = model_hash(path / "vae") if generator.vae else str(path)
     if view.kind == "vae":
-        return generator.encode
-    schedule = generator.schedule(view.settings["steps"])
-    return lambda x: invert(generator, generator.encode(x), schedule, convention=view.settings["convention"]).latents
+        return lambda pictures: pictures.x0(generator, autoencoder)
+    schedule, convention = generator.schedule(view.settings["steps"]), view.settings["convention"]
+    return lambda pictures: (invert(generator, x0, schedule, convention=convention).latents for x0 in pictures.x0(generator, autoencoder))
 
 
 def _shape(profile: Profile, view: View, size: int) -> tuple[int, ...]:
