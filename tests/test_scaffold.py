@@ -133,6 +133,12 @@ def test_models_of_every_profile_have_a_recipe(name):
     assert not missing
 
 
+@pytest.mark.parametrize("name", profile_names())
+def test_what_a_profile_skips_is_there(name):
+    numbers = {p.name.split("_")[0] for p in (ROOT / "notebooks").glob("*.ipynb")}
+    assert set(load_profile(name).skip) <= numbers
+
+
 @pytest.mark.parametrize("recipe", sorted(MODELS.glob("*/recipe.yaml")), ids=lambda p: p.parent.name)
 def test_recipes_are_complete(recipe):
     spec = yaml.safe_load(recipe.read_text(encoding="utf-8"))
@@ -144,8 +150,8 @@ def test_recipes_are_complete(recipe):
     assert needed[spec["kind"]] <= set(spec)
     assert spec["kind"] != "latent-diffusion" or ("vae" in spec) != ("vae_of" in spec)
     assert all((MODELS / spec[key] / "recipe.yaml").is_file() for key in ("vae_of", "teacher", "fine_tune") if key in spec)
-    split_of = spec["images"].get("train_split_of")
-    assert split_of in profile_names() or spec["images"].get("rendered", 0) > 0
+    profile = spec["images"].get("train_split_of") or spec["images"].get("left_out_of")
+    assert profile in profile_names() or spec["images"].get("rendered", 0) > 0
 
 
 def test_models_see_no_picture_of_a_profile():

@@ -46,6 +46,8 @@ class Images(_Section):
     image_column: str = "image"
     attributes: list[str] | None = Field(None, description="attribute columns; every binary column when missing")
     group_column: str | None = Field(None, description="rows of one group (a person) never cross the split")
+    class_column: str | None = Field(None, description="column with the number or name of a picture's class")
+    classes: list[str] | None = Field(None, description="names of the classes in the order of their numbers; each is an attribute")
     show: bool = Field(True, description="figures may show these pictures; if not, they show generated ones in their place")
 
     @model_validator(mode="after")
@@ -54,6 +56,8 @@ class Images(_Section):
             raise ValueError(f"source '{self.source}' needs 'path' or 'path_env'")
         if self.source == "folder" and not self.attributes_csv:
             raise ValueError("source 'folder' needs 'attributes_csv'")
+        if (self.class_column is None) != (self.classes is None):
+            raise ValueError("'class_column' and 'classes' go together: give both or neither")
         return self
 
     def resolved_path(self) -> Path:
@@ -125,6 +129,8 @@ class Profile(_Section):
     encoders: list[Model] = Field(min_length=1)
     variants: list[Model] = Field([], description="further generators, looked at in the ablations only (notebook 08)")
     oracle: str | None = Field(None, description="model below ``data/models`` that judges edits of rendered faces")
+    classes: list[str] = Field([], description="attributes of which a picture has one; edits go from the first to the second (notebook 08b)")
+    skip: dict[str, str] = Field({}, description="number of a notebook that this profile does not run -> the reason")
     zoo: Zoo = Zoo()
     analysis: Analysis = Analysis()
 

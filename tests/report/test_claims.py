@@ -56,6 +56,8 @@ def test_bounds_of_a_profile_and_not_testable(mini, project):
     record(lfw, "une.fig3.mean_auc", math.nan)
     assert ledger(lfw, "02").verdict.item() == "holds"
     assert ledger(lfw, "03")[["here", "verdict"]].iloc[0].tolist() == ["", "not testable: a reason"]
+    skipping = mini.model_copy(update={"skip": {"02": "nothing to test"}})
+    assert ledger(skipping, "02").verdict.item() == "not testable: nothing to test"
 
 
 def test_unknown_id_lists_near_matches(mini):
@@ -107,8 +109,8 @@ def test_tables_are_written_and_checked(mini, project, capsys):
     assert claims.main(["--write-readme"]) == 0 and claims.main(["--check"]) == 0
     text = (project / "CLAIMS.md").read_text()
     assert text.startswith("above\n") and text.endswith("\nbelow\n") and "\nold\n" not in text
-    row = "| Noise passes (UNE, Table 1) | 95.6 % | 95.0 [94.0, 96.0] %: **holds** | not run | [02](notebooks/02_gauss.ipynb) |"
-    assert row in text and "Noise \\| probes" in table_markdown()
+    row = "| Noise passes (UNE, Table 1) | 95.6 % | 95.0 [94.0, 96.0] %: **holds** | not run | not run | [02](notebooks/02_gauss.ipynb) |"
+    assert row in text and "Noise \\| probes" in table_markdown(["mini", "lfw"])
     assert row not in (project / "README.md").read_text()  # not a headline yet
     written = (project / "claims.yaml").read_text()
     (project / "claims.yaml").write_text(written.replace("id: une.table1.noise_ad,", "id: une.table1.noise_ad, headline: true,", 1))

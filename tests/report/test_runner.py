@@ -126,6 +126,13 @@ def test_order_follows_the_numbers(project, write_notebook):
     assert [p.stem for p in runner.find_notebooks(["11b", "00"])] == ["00_a", "11b_b"]
 
 
+def test_a_profile_skips_notebooks_and_says_why(project, capsys):
+    profile = settings.load_profile("mini").model_copy(update={"skip": {"02": "there is nothing to test"}})
+    assert runner.chosen(runner.find_notebooks(), profile) == []
+    assert "02_gauss.ipynb: left out by profile mini, there is nothing to test" in capsys.readouterr().out
+    assert runner.chosen(runner.find_notebooks(), settings.load_profile("mini")) == runner.find_notebooks()
+
+
 def test_in_place_writes_a_notebook_fit_to_commit(project, capsys, write_notebook):
     code = "import sys; print('kept'); print('10%|#  | 1/9', file=sys.stderr)"
     notebook = write_notebook(project / "notebooks/02_gauss.ipynb", code, "", "profile_name")

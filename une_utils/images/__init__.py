@@ -30,6 +30,7 @@ def open_images(profile: Profile) -> ImageSource:
     shared = dict(
         path=images.resolved_path(), size=images.size, count=images.count, seed=profile.seed,
         attributes=images.attributes, group_column=images.group_column, image_column=images.image_column,
+        class_column=images.class_column, classes=images.classes,
     )  # fmt: skip
     if images.source == "folder":
         return FolderImages(attributes_csv=images.attributes_csv, **shared)

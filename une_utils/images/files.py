@@ -217,6 +217,26 @@ def _attributes(
     return np.stack(list(columns.values()), axis=1), tuple(columns)
 
 
+def _class_columns(column: pd.Series, classes: Sequence[str], ids: np.ndarray) -> pd.DataFrame:
+    """One bool column a class, from the classes' numbers (0, 1, ...) or names.
+
+    Raises:
+        AttributeTableError: names the first row whose value is missing or neither, or a class that is twice in the list.
+    """
+    if double := sorted({name for name in classes if list(classes).count(name) > 1}):
+        raise AttributeTableError(f"the list of classes names {_listed(double)} more than once")
+    if column.isna().any():
+        raise AttributeTableError(f"column '{column.name}' has no value in row '{ids[column.isna().to_numpy()][0]}'")
+    codes, values = pd.factorize(column.astype(str).str.strip())
+    numbers = {str(number): number for number in range(len(classes))} | {name: number for number, name in enumerate(classes)}
+    for code, value in enumerate(values):
+        if value not in numbers:
+            expected = f"expected 0 to {len(classes) - 1} or one of {_listed(classes)}"
+            raise AttributeTableError(f"column '{column.name}' holds {value!r} in row '{ids[codes == code][0]}'; {expected}")
+    found = np.array([numbers[value] for value in values], dtype=int)[codes]
+    return pd.DataFrame(found[:, None] == np.arange(len(classes)), index=column.index, columns=list(classes))
+
+
 def _every_binary_column(table: pd.DataFrame, ids: np.ndarray, where: Path) -> dict[str, np.ndarray]:
     columns = {}
     for name in table.columns:
@@ -288,9 +308,14 @@ class _StoredImages:
         seed: int,
         attributes: Sequence[str] | None,
         group_column: str | None,
+        class_column: str | None,
+        classes: Sequence[str] | None,
         **unmatched: list[str],
     ) -> None:
         """Check the table, decode every picture once, keep the usable ones (or ``count`` of them) in the store's order."""
+        if class_column:
+            found = _class_columns(_column(table, class_column, where), classes or (), ids)
+            table = pd.concat([table.drop(columns=[class_column, *table.columns.intersection(found.columns)]), found], axis=1)
         groups = _groups(table, ids, group_column, where) if group_column else None
         candidates = table.drop(columns=[group_column]) if group_column and attributes is None else table
         values, self.attribute_names = _attributes(candidates, ids, attributes, where)
@@ -389,6 +414,8 @@ class FolderImages(_StoredImages):
         attributes: columns to use, each of them binary; every binary column when None.
         group_column: column with the group (a person) of every row, or None.
         image_column: column with the file's name relative to ``path``, suffix included. These names are the ids.
+        class_column: column with the number or name of every picture's class, or None.
+        classes: names of the classes in the order of their numbers; each becomes a binary attribute.
 
     Raises:
         AttributeTableError: the table lacks a column or a value, holds another value than expected, or names a picture twice.
@@ -405,6 +432,8 @@ class FolderImages(_StoredImages):
         attributes: Sequence[str] | None = None,
         group_column: str | None = None,
         image_column: str = "image",
+        class_column: str | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self._folder = Path(path)
         csv = self._folder / attributes_csv
@@ -419,7 +448,7 @@ class FolderImages(_StoredImages):
         pictures = {name for name in files if Path(name).suffix.lower() in PICTURE_SUFFIXES}
         self._fill(
             csv, self._names, table[found].drop(columns=[image_column]), size, count, seed, attributes, group_column,
-            rows_without_picture=[str(name) for name in names[~found]],
+            class_column, classes, rows_without_picture=[str(name) for name in names[~found]],
             pictures_without_row=sorted(pictures - set(self._names)),
         )  # fmt: skip
 
@@ -473,6 +502,8 @@ class ParquetImages(_StoredImages):
         attributes: columns to use, each of them binary; every binary column when None.
         group_column: column with the group (a person) of every row, or None.
         image_column: name of the struct column.
+        class_column: column with the number or name of every picture's class, or None.
+        classes: names of the classes in the order of their numbers; each becomes a binary attribute.
 
     Raises:
         AttributeTableError: the file lacks a column or a value, or a column holds another value than expected.
@@ -488,6 +519,8 @@ class ParquetImages(_StoredImages):
         attributes: Sequence[str] | None = None,
         group_column: str | None = None,
         image_column: str = "image",
+        class_column: str | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         path = Path(path)
         self._file = _open_parquet(path, image_column)
@@ -499,7 +532,7 @@ class ParquetImages(_StoredImages):
             table = self._file.read(columns=_flat_columns(self._file.schema_arrow)).to_pandas()
         except (pa.ArrowException, OSError) as error:
             raise ImageSourceError(f"{path} is damaged: {error}") from error
-        self._fill(path, ids, table, size, count, seed, attributes, group_column)
+        self._fill(path, ids, table, size, count, seed, attributes, group_column, class_column, classes)
 
     def _raw(self, place: int) -> bytes:
         group = int(np.searchsorted(self._starts, place, side="right")) - 1

@@ -26,8 +26,8 @@ from une_utils.files import read_json, write_atomic, write_json
 from une_utils.report.figures import made_from, why_outdated
 from une_utils.settings import Profile
 
-README_PROFILES = ("mini", "lfw")
-PAGES = {"README.md": True, "CLAIMS.md": False}  # page -> headlines only
+PAGES = {"README.md": ("mini", "lfw"), "CLAIMS.md": ("mini", "lfw", "cifar10")}  # page -> profiles, one column each
+HEADLINES = ("README.md",)  # pages that leave the other claims out
 START, END = "<!-- claims:start -->", "<!-- claims:end -->"
 STABLE_DIGITS = 2  # the third moves between kinds of processor
 COLUMNS = ["claim", "source", "paper", "here", "n", "verdict"]
@@ -198,7 +198,7 @@ def ledger(profile: Profile, notebook: str) -> pd.DataFrame:
     if not claims:
         raise ValueError(f"{settings.CLAIMS.name} has no claim for notebook '{notebook}'")
     recorded = read_json(_claims_path(profile))
-    rows = [_ledger_row(c, profile.name, recorded.get(c.id)) for c in claims]
+    rows = [_ledger_row(c, profile, recorded.get(c.id)) for c in claims]
     return pd.DataFrame(rows, columns=COLUMNS, index=[c.id for c in claims])
 
 
@@ -206,7 +206,7 @@ def verdicts(profile: Profile, notebook: str) -> str:
     """One line per claim of a notebook: id, value to two digits, verdict. Made to be compared word for word by nbval."""
     recorded = read_json(_claims_path(profile))
     rows = [(c, recorded.get(c.id)) for c in notebook_claims(notebook)]
-    return "\n".join(f"{c.id}: {_value(c, row)} {_verdict(c, profile.name, row)}" for c, row in rows)
+    return "\n".join(f"{c.id}: {_value(c, row)} {_verdict(c, profile, row)}" for c, row in rows)
 
 
 def _value(claim: Claim, row: dict[str, Any] | None) -> str:
@@ -214,9 +214,9 @@ def _value(claim: Claim, row: dict[str, Any] | None) -> str:
     return f"{rounded(row['value'], STABLE_DIGITS)} {claim.unit}".strip() + "," if known else "no value,"
 
 
-def _ledger_row(claim: Claim, profile_name: str, row: dict[str, Any] | None) -> list[str]:
+def _ledger_row(claim: Claim, profile: Profile, row: dict[str, Any] | None) -> list[str]:
     n = "" if row is None or row["n"] is None else str(row["n"])
-    here, verdict = _here(claim, row, claim.digits), _verdict(claim, profile_name, row)
+    here, verdict = _here(claim, row, claim.digits), _verdict(claim, profile, row)
     return [claim.statement, f"{claim.work}, {claim.source}", claim.paper, here, n, verdict]
 
 
@@ -229,12 +229,13 @@ def _here(claim: Claim, row: dict[str, Any] | None, digits: int) -> str:
     return f"{value}{interval} {claim.unit}".strip()
 
 
-def _verdict(claim: Claim, profile_name: str, row: dict[str, Any] | None) -> str:
-    if profile_name in claim.not_testable:
-        return f"not testable: {claim.not_testable[profile_name]}"
+def _verdict(claim: Claim, profile: Profile, row: dict[str, Any] | None) -> str:
+    reason = claim.not_testable.get(profile.name) or profile.skip.get(claim.notebook)
+    if reason:
+        return f"not testable: {reason}"
     if row is None or "value" not in row:
         return "not run"
-    return claim.bounds(profile_name).verdict(row["low"], row["high"])
+    return claim.bounds(profile.name).verdict(row["low"], row["high"])
 
 
 def rounded(number: float, digits: int) -> str:
@@ -257,7 +258,7 @@ def outdated_claims(profile_name: str | Path) -> list[tuple[str, str]]:
     return stale + [(name, reason) for name, reason in reasons.items() if reason]
 
 
-def table_markdown(profiles: Sequence[str] = README_PROFILES, headlines: bool = False) -> str:
+def table_markdown(profiles: Sequence[str], headlines: bool = False) -> str:
     """The table of all claims, or of the headlines: claim | paper | here (profile), one column each | notebook."""
     loaded = {name: settings.load_profile(name) for name in profiles}
     recorded = {name: read_json(_claims_path(profile)) for name, profile in loaded.items()}
@@ -266,13 +267,13 @@ def table_markdown(profiles: Sequence[str] = README_PROFILES, headlines: bool = 
     for claim in load_claims().values():
         if headlines and not claim.headline:
             continue
-        cells = [_readme_cell(claim, name, recorded[name].get(claim.id)) for name in profiles]
+        cells = [_readme_cell(claim, profile, recorded[name].get(claim.id)) for name, profile in loaded.items()]
         lines.append([f"{claim.statement} ({claim.work}, {claim.source})", claim.paper, *cells, _link(claim.notebook)])
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _readme_cell(claim: Claim, profile_name: str, row: dict[str, Any] | None) -> str:
-    here, verdict = _here(claim, row, claim.digits), _verdict(claim, profile_name, row)
+def _readme_cell(claim: Claim, profile: Profile, row: dict[str, Any] | None) -> str:
+    here, verdict = _here(claim, row, claim.digits), _verdict(claim, profile, row)
     return f"{here}: **{verdict}**" if here else verdict
 
 
@@ -281,12 +282,12 @@ def _link(notebook: str) -> str:
     return f"[{notebook}](notebooks/{found[0].name})" if found else notebook
 
 
-def with_table(text: str, name: str, headlines: bool) -> str:
+def with_table(text: str, name: str) -> str:
     """A page with the block between its two markers replaced; raises ClaimsError unless each marker is there once, in order."""
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise ClaimsError(f"{name} should hold one line {START} and, below it, one line {END}")
     head, rest = text.split(START)
-    return f"{head}{START}\n{table_markdown(headlines=headlines)}\n{END}{rest.split(END)[1]}"
+    return f"{head}{START}\n{table_markdown(PAGES[name], name in HEADLINES)}\n{END}{rest.split(END)[1]}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -298,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         old = {name: (settings.ROOT / name).read_text(encoding="utf-8") for name in PAGES}
-        new = {name: with_table(old[name], name, headlines) for name, headlines in PAGES.items()}
+        new = {name: with_table(old[name], name) for name in PAGES}
     except (ClaimsError, settings.ProfileError, FileNotFoundError) as error:
         print(f"error: {error}")
         return 1

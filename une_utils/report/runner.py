@@ -89,6 +89,14 @@ def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
     return [p for p in found if not only or number(p) in only]
 
 
+def chosen(notebooks: Sequence[Path], profile: Profile) -> list[Path]:
+    """The notebooks that a profile runs; says which ones it skips, and why."""
+    for notebook in notebooks:
+        if number(notebook) in profile.skip:
+            print(f"{notebook.name}: left out by profile {profile.name}, {profile.skip[number(notebook)]}")
+    return [p for p in notebooks if number(p) not in profile.skip]
+
+
 def check_kernel() -> None:
     """Raise RunnerError unless the kernel "python3" starts the interpreter that runs this module."""
     fix = f"{sys.executable} -m ipykernel install --sys-prefix --name {KERNEL}"
@@ -329,6 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         job, notebooks = _job(arguments), find_notebooks(arguments.only)
         check_kernel()
+        notebooks = notebooks if arguments.only else chosen(notebooks, job.profile)
         for notebook in notebooks:
             check_parameters(notebook, ["profile_name", *job.parameters])
         if arguments.list:
