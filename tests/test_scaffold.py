@@ -176,10 +176,12 @@ def test_profile_example_of_the_readme_is_valid(tmp_path):
     assert (profile.name, profile.images.source) == ("mine", "folder")
 
 
-def test_columns_of_lfw_are_in_the_readme():
-    images = load_profile("lfw").images
-    columns = [images.image_column, images.group_column, *images.attributes]
-    assert not [c for c in columns if f"| `{c}` |" not in read("README.md")]
+@pytest.mark.parametrize("name", ["lfw", "cifar10"])
+def test_columns_of_files_to_bring_are_in_the_readme(name):
+    images = load_profile(name).images
+    columns = [images.image_column, images.group_column, images.class_column, *(images.attributes or ())]
+    assert not [c for c in columns if c and f"| `{c}` |" not in read("README.md")]
+    assert not [f"{number} {c}" for number, c in enumerate(images.classes or ()) if f"{number} {c}" not in read("README.md")]
     assert images.path_env in read("README.md")
 
 
