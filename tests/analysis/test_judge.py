@@ -41,7 +41,9 @@ def test_classifiers_read_pictures_in_standard_deviations():
 def test_one_attribute_does_not_leak_into_the_judge_of_the_other(monkeypatch):
     """Where a picture hardly shows a smile, a classifier fitted on correlated rows answers by Male; on fair rows much less."""
     zoo, x0, generator = world(n=6000)
-    x0[:, 0] += 3 * np.random.default_rng(1).standard_normal(len(x0))
+    rng = np.random.default_rng(1)
+    x0[:] = rng.standard_normal(x0.shape)
+    x0[:, :2] += zoo.attributes * [0.5, 2.0]
     male = np.zeros((2, x0.shape[1], 1, 1), np.float32)
     male[:, 1, 0, 0] = -2, 2
     fair = make_judge(load_profile("lfw"), zoo, generator, ["Smiling", "Male"]).read(male)
