@@ -29,7 +29,7 @@ from une_utils.settings import Profile
 PAGES = {"README.md": ("mini", "lfw"), "CLAIMS.md": ("mini", "lfw", "cifar10")}  # page -> profiles, one column each
 HEADLINES = ("README.md",)  # pages that leave the other claims out
 START, END = "<!-- claims:start -->", "<!-- claims:end -->"
-STABLE_DIGITS = 2  # the third moves between kinds of processor
+STABLE_DIGITS = 2  # significant digits, and decimals: the third moves between kinds of processor
 COLUMNS = ["claim", "source", "paper", "here", "n", "verdict"]
 
 
@@ -203,7 +203,7 @@ def ledger(profile: Profile, notebook: str) -> pd.DataFrame:
 
 
 def verdicts(profile: Profile, notebook: str) -> str:
-    """One line per claim of a notebook: id, value to two digits, verdict. Made to be compared word for word by nbval."""
+    """One line per claim of a notebook: id, value to two digits and two decimals, verdict. Made to be compared word for word by nbval."""
     recorded = read_json(_claims_path(profile))
     rows = [(c, recorded.get(c.id)) for c in notebook_claims(notebook)]
     return "\n".join(f"{c.id}: {_value(c, row)} {_verdict(c, profile, row)}" for c, row in rows)
@@ -211,7 +211,7 @@ def verdicts(profile: Profile, notebook: str) -> str:
 
 def _value(claim: Claim, row: dict[str, Any] | None) -> str:
     known = row is not None and "value" in row
-    return f"{rounded(row['value'], STABLE_DIGITS)} {claim.unit}".strip() + "," if known else "no value,"
+    return f"{rounded(row['value'], STABLE_DIGITS, STABLE_DIGITS)} {claim.unit}".strip() + "," if known else "no value,"
 
 
 def _ledger_row(claim: Claim, profile: Profile, row: dict[str, Any] | None) -> list[str]:
@@ -238,14 +238,15 @@ def _verdict(claim: Claim, profile: Profile, row: dict[str, Any] | None) -> str:
     return claim.bounds(profile.name).verdict(row["low"], row["high"])
 
 
-def rounded(number: float, digits: int) -> str:
-    """A number to so many significant digits, without exponent and with at most ``digits + 1`` decimals: 0.98312 -> "0.983".
+def rounded(number: float, digits: int, decimals: int | None = None) -> str:
+    """A number to so many significant digits, without exponent: 0.98312 -> "0.983".
 
-    The limit keeps a difference that is zero but for the last bits from showing noise: 1.2e-9 -> "0.0000".
+    At most ``decimals`` of them, by default ``digits + 1``, come after the point. The limit keeps a difference that is zero but
+    for the last bits from showing noise: 1.2e-9 -> "0.0000".
     """
     magnitude = math.floor(math.log10(abs(number))) if number else 0
-    decimals = min(max(0, digits - 1 - magnitude), digits + 1)
-    return f"{round(number, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus sign before zero
+    shown = min(max(0, digits - 1 - magnitude), digits + 1 if decimals is None else decimals)
+    return f"{round(number, shown) + 0.0:.{shown}f}"  # + 0.0: no minus sign before zero
 
 
 def outdated_claims(profile_name: str | Path) -> list[tuple[str, str]]:
