@@ -501,13 +501,13 @@ def covariance_spectrum(latents: np.ndarray) -> np.ndarray:
         raise ValueError("a covariance needs at least two rows")
     gram = np.zeros((min(n, d),) * 2)
     if n <= d:
-        for columns in _slices(d, _BLOCK_BYTES // (8 * n)):
+        for columns in slices(d, _BLOCK_BYTES // (8 * n)):
             block = np.asarray(latents[:, columns], dtype=np.float64)
             block = block - block.mean(axis=0)
             gram += block @ block.T
     else:
         mean = np.mean(latents, axis=0, dtype=np.float64)
-        for rows in _slices(n, _BLOCK_BYTES // (8 * d)):
+        for rows in slices(n, _BLOCK_BYTES // (8 * d)):
             block = np.asarray(latents[rows], dtype=np.float64) - mean
             gram += block.T @ block
     if not np.isfinite(gram).all():
@@ -516,7 +516,8 @@ def covariance_spectrum(latents: np.ndarray) -> np.ndarray:
     return np.maximum(values, 0.0) / (n - 1)  # rounding can leave a zero eigenvalue slightly negative
 
 
-def _slices(length: int, width: int) -> Iterator[slice]:
+def slices(length: int, width: int) -> Iterator[slice]:
+    """Slices that cut 0 ... length into parts of `width` items, at least one each."""
     width = max(1, width)
     return (slice(start, min(start + width, length)) for start in range(0, length, width))
 
@@ -581,7 +582,7 @@ def moments(latents: np.ndarray) -> Moments:
     n, d, _ = _check(latents, MIN_ROWS)
     result = np.full((4, d), np.nan)
     squared_norms = np.zeros(n)
-    for columns in _slices(d, _BLOCK_BYTES // (8 * n)):
+    for columns in slices(d, _BLOCK_BYTES // (8 * n)):
         x = np.asarray(latents[:, columns], dtype=np.float64)
         z, constant = _standardised(x, axis=0, ddof=0)  # (columns, N)
         squared_norms += (x**2).sum(axis=1)

@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import linalg, ndimage, stats
 from skimage.metrics import structural_similarity
 
-from une_utils.analysis.gaussianity import MAX_ROWS, MIN_ROWS, moments, shapiro_wilk
+from une_utils.analysis.gaussianity import MAX_ROWS, MIN_ROWS, moments, shapiro_wilk, slices
 from une_utils.analysis.stats import Estimate, bootstrap_interval, percentile_interval, proportion, wilson_interval
 
 Metric = Literal["l2", "cosine", "pearson"]
@@ -78,11 +78,7 @@ def _check_k(k: int, most: int, what: str) -> None:
 
 def _blocks(length: int, item_bytes: int) -> Iterator[slice]:
     """Slices of 0 ... length whose items take one block, at least one item each."""
-    return _slices(length, max(1, _BLOCK_BYTES // item_bytes))
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+    return slices(length, _BLOCK_BYTES // item_bytes)
 
 
 def _row_blocks(X: np.ndarray) -> Iterator[slice]:
@@ -557,7 +553,7 @@ def _closeness(
         offset = np.einsum("nd,nd->n", elements, elements, dtype=np.float64) / 2
         offset = (offset - offset.mean()).astype(np.float32)
     count = len(queries)
-    for rows in _blocks(count, 4 * len(pool)) if block is None else _slices(count, block):
+    for rows in _blocks(count, 4 * len(pool)) if block is None else slices(count, block):
         closeness = _prepared(queries[rows], metric, centre, "queries", rows.start) @ elements.T
         yield rows, closeness if offset is None else np.subtract(closeness, offset, out=closeness)
 
