@@ -581,3 +581,60 @@ def test_open_images_follows_the_profile(tmp_path):
     path = plain_parquet(tmp_path)
     source = open_images(profile(source="parquet", path=str(path)))
     assert type(source) is ParquetImages and source.attribute_names == ("Tall",) and len(source) == 10
+
+
+# Classes
+
+
+CLASSES = ["cat", "dog", "frog"]
+
+
+def flat(shade):
+    return np.full((8, 8, 3), shade, np.uint8)
+
+
+def labelled_parquet(path, labels):
+    pictures = [encode(flat(20 * i)) for i in range(len(labels))]
+    return write_parquet(path / "p.parquet", pictures, [f"{i}.png" for i in range(len(labels))], label=labels)
+
+
+@pytest.mark.parametrize("labels", [[2, 0, 1, 2], ["frog", "cat", "dog", "frog"]])
+def test_numbers_and_names_become_one_attribute_a_class(tmp_path, labels):
+    source = ParquetImages(labelled_parquet(tmp_path, labels), 8, class_column="label", classes=CLASSES)
+    assert source.attribute_names == tuple(CLASSES)
+    np.testing.assert_array_equal(source.attributes, np.eye(3, dtype=bool)[[2, 0, 1, 2]])
+
+
+def test_the_draw_keeps_pictures_and_classes_together(tmp_path):
+    labels = [i % 3 for i in range(12)]
+    source = ParquetImages(labelled_parquet(tmp_path, labels), 8, count=5, seed=1, class_column="label", classes=CLASSES)
+    rows = source.load(range(5))[:, 0, 0, 0] // 20
+    np.testing.assert_array_equal(source.attributes.argmax(1), np.asarray(labels)[rows])
+
+
+def test_a_folder_with_classes_beside_a_binary_column(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encode(flat(30 * i)))
+    pd.DataFrame({"image": ["0.png", "1.png", "2.png"], "kind": ["dog", "cat", "dog"], "indoors": [1, 0, 0]}).to_csv(tmp_path / "t.csv", index=False)
+    source = FolderImages(tmp_path, "t.csv", 8, class_column="kind", classes=["cat", "dog"])
+    assert source.attribute_names == ("indoors", "cat", "dog")
+    np.testing.assert_array_equal(source.attributes, [[True, False, True], [False, True, False], [False, False, True]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        ([0, 1, 3], CLASSES, r"column 'label' holds '3' in row '2.png'; expected 0 to 2 or one of cat, dog, frog"),
+        (["cat", "cow", "dog"], CLASSES, "'cow' in row '1.png'"),
+        ([0, None, 1], CLASSES, "column 'label' has no value in row '1.png'"),
+        ([0, 1, 0], ["cat", "cat"], "names cat more than once"),
+    ],
+)
+def test_what_is_no_class_is_refused(tmp_path, labels, classes, message):
+    with pytest.raises(AttributeTableError, match=message):
+        ParquetImages(labelled_parquet(tmp_path, labels), 8, class_column="label", classes=classes)
+
+
+def test_a_missing_class_column(tmp_path):
+    with pytest.raises(AttributeTableError, match="no column 'kind'.*label"):
+        ParquetImages(labelled_parquet(tmp_path, [0, 1, 2]), 8, class_column="kind", classes=CLASSES)
