@@ -168,3 +168,11 @@ def test_publisher_saves_shows_and_closes(mini, capsys):
     publisher("02", mini)(fig, "shown", "What to see.")
     assert read_manifest(mini)["shown"]["caption"] == "What to see."
     assert "Figure shown: What to see." in capsys.readouterr().out and not plt.fignum_exists(fig.number)
+
+
+def test_empty_settings_do_not_outdate_results(profile):
+    """A setting that a later version adds, and that this profile leaves off, changes no hash; one that is on does."""
+    before = figures.profile_hash(profile)
+    assert figures.profile_hash(profile.model_copy(update={"skip": {}, "oracle": None, "variants": []})) == before
+    assert figures.profile_hash(profile.model_copy(update={"skip": {"05": "no time"}})) != before
+    assert figures.profile_hash(profile.model_copy(update={"seed": 0})) != before

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from une_utils import settings
-from une_utils.files import MISSING, digest, model_hash, read_json, write_atomic, write_json
+from une_utils.files import MISSING, digest, json_digest, model_hash, read_json, write_atomic, write_json
 from une_utils.report.style import SAVE_DPI, SVG_RC
 from une_utils.settings import Profile
 
@@ -52,6 +52,18 @@ def weights_hash(profile: Profile) -> str:
     return digest(json.dumps({name: model_hash(folder) for name, folder in folders.items()}, sort_keys=True).encode())
 
 
+def profile_hash(profile: Profile) -> str:
+    """Hash of a profile's settings. Those that are empty (None, [], {}, "") do not count: a setting that is new, and off in
+    this profile, leaves its results as they are."""
+    return json_digest(_filled(profile.model_dump(mode="json")))
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(v) for key, v in value.items() if v not in (None, [], {}, "")}
+    return [_filled(v) for v in value] if isinstance(value, list) else value
+
+
 def made_from(notebook: str, profile: Profile, inputs: Iterable[str] = ()) -> dict[str, Any]:
     """Short hashes of what a notebook's results come from.
 
@@ -65,7 +77,7 @@ def made_from(notebook: str, profile: Profile, inputs: Iterable[str] = ()) -> di
     """
     hashes: dict[str, Any] = {
         "notebook": code_hash(notebook_path(notebook))[:16],
-        "profile": digest(profile.model_dump_json().encode())[:16],
+        "profile": profile_hash(profile)[:16],
         "weights": weights_hash(profile)[:16],
     }
     files = {name: _input_hash(settings.ROOT / name)[:16] for name in inputs}

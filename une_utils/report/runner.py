@@ -29,7 +29,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from une_utils import settings
 from une_utils.files import digest, read_json, write_atomic, write_json
 from une_utils.report.claims import ClaimsError, notebook_claims, recorded_claims
-from une_utils.report.figures import code_hash, forget_outdated, read_manifest, weights_hash
+from une_utils.report.figures import code_hash, forget_outdated, profile_hash, read_manifest, weights_hash
 from une_utils.settings import Profile, ProfileError
 
 KERNEL = "python3"
@@ -130,7 +130,7 @@ def run_inputs(notebook: Path, job: Job) -> dict[str, str]:
     return {
         "notebook": code_hash(notebook),
         "claims": digest(json.dumps(claims, sort_keys=True).encode()),
-        "profile": digest(job.profile.model_dump_json().encode()),
+        "profile": profile_hash(job.profile),
         "parameters": digest(json.dumps(job.parameters, sort_keys=True, default=str).encode()),
         "package": digest(json.dumps(package, sort_keys=True).encode()),
         "requirements": digest(requirements.read_bytes() if requirements.is_file() else b""),
