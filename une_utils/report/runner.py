@@ -145,7 +145,7 @@ def _package_files() -> list[Path]:
 
 def _picture_files(profile: Profile) -> list[tuple[str, int, int]]:
     """Path, size in bytes and modification time in ns of every file that holds pictures or their attributes."""
-    if profile.images.source == "rendered":
+    if profile.images.source == "rendered" or profile.images.from_hub:  # a hub's commit is part of the profile
         return []
     path = profile.images.resolved_path()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

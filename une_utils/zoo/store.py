@@ -98,7 +98,7 @@ class Zoo:
             "images": fingerprint(source),
             "count": len(source),
             "attribute_names": list(source.attribute_names),
-            "split": {"seed": self.profile.seed, "train_fraction": self.profile.train_fraction},
+            "split": _split(self.profile, source),
             "shard_rows": self.profile.zoo.shard_rows,
         }
         found = read_json(self.path / "zoo.json")
@@ -190,6 +190,12 @@ class Zoo:
             raise ZooError(f"view '{name}' is not complete in {self.path}; complete are: {', '.join(self.names) or 'none'}")
         array = zarr.open_array(self.path / name / "latents.zarr", mode="r")
         return array[:][rows].astype(np.float32)
+
+
+def _split(profile: Profile, source: ImageSource) -> dict[str, Any] | str:
+    """What decides ``train``: the official split of the data set, or the seed and the share of a drawn one."""
+    official = getattr(source, "train", None) is not None
+    return "official" if official else {"seed": profile.seed, "train_fraction": profile.train_fraction}
 
 
 def _chunk(rows: int) -> int:
