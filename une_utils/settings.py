@@ -140,6 +140,24 @@ class Zoo(_Section):
     batch: int = Field(125, ge=1)
     shard_rows: int = Field(250, ge=1)
     untrained_steps: int = Field(5, ge=2, description="DDIM steps of the control inverted through an untrained network")
+    released: str | None = Field(None, description="folder of released latents, noises_<model>.npy, that are read instead of made")
+    released_env: str | None = Field(None, description="environment variable that overrides ``released``")
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the latents are released files and none are made."""
+        return bool(self.released or self.released_env)
+
+    def released_path(self) -> Path:
+        """Folder of the released files; a relative path starts at the project's root. Raises ProfileError when it is not named."""
+        value = (os.environ.get(self.released_env) if self.released_env else None) or self.released
+        if not value:
+            raise ProfileError(
+                f"the profile reads released latents from the folder that the environment variable {self.released_env} names, which is not "
+                f"set; `hf download chentasker/NoiseZoo --repo-type dataset --local-dir FOLDER`, then export {self.released_env}=FOLDER"
+            )
+        path = Path(value).expanduser()
+        return path if path.is_absolute() else ROOT / path
 
 
 class Analysis(_Section):

@@ -10,8 +10,8 @@ from .files import AttributeTableError, FolderImages, ParquetImages, UnreadableP
 
 __all__ = [
     "AFHQ_CLASSES", "AFHQImages", "AttributeTableError", "CELEBA_ATTRIBUTES", "CelebAImages", "CelebAParquet", "FolderImages",
-    "ImageSource", "ImageSourceError", "ParquetImages", "SourceReport", "UnreadablePicture", "fingerprint", "open_images", "prepare", "to_model_range",
-    "to_uint8", "train_mask",
+    "ImageSource", "ImageSourceError", "ParquetImages", "SourceReport", "UnreadablePicture", "fingerprint", "hub_files",
+    "open_images", "prepare", "to_model_range", "to_uint8", "train_mask",
 ]  # fmt: skip
 
 RENDERED_COUNT = 4000  # pictures drawn when a profile of rendered faces gives no count

@@ -91,7 +91,9 @@ def train_mask(source: ImageSource, train_fraction: float, seed: int) -> np.ndar
     """Split the rows as UNE does: shuffle the indices with NumPy's legacy generator, the first part is the training side.
 
     Like the official code it rounds the number of training rows down: 15,893 of CelebA's 19,867 validation pictures. A source
-    with an official split that the profile asks for (``train``) keeps that one, whatever the fraction and the seed. With groups, the sorted group names are shuffled instead and the training side is filled group by group until it holds
+    with an official split that the profile asks for (``train``) keeps that one, whatever the fraction and the seed.
+
+    With groups, the sorted group names are shuffled instead and the training side is filled group by group until it holds
     ``train_fraction`` of the rows, so no group is on both sides.
 
     Args:
