@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,6 +50,7 @@ class StoredRows:
     def read(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Those rows, (n, D) float32. Raises ValueError for NaN or inf."""
         block = np.asarray(self.array[self.rows[rows]], dtype=np.float32)
+        _release(self.array)
         if not np.isfinite(block).all():
             raise ValueError("stored latents contain NaN or inf")
         return block
@@ -66,3 +68,14 @@ class StoredRows:
                 part = slice(start, min(start + width, len(self)))
                 yield part, self.read(part)
                 bar.update(part.stop - start)
+
+
+def _release(array: np.ndarray) -> None:
+    """Let go of the pages of a memory map: they count as this process's memory until another process needs the room."""
+    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def read_rows(X: np.ndarray | StoredRows, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+    """Some rows as an array: float32 from a store, X's own type from memory."""
+    return X.read(rows) if isinstance(X, StoredRows) else X[rows]

@@ -247,9 +247,10 @@ def test_write_some_rows(folder):
     expected = latents()
     expected[[3, 20]] = 1.5
     assert (np.load(file) == expected).all()
-    for rows, bad, message in [([1], np.full((1, D), 1e6), "exceed float16; nothing was written"), ([1], np.ones((2, D)), "expected latents of shape")]:
+    too_large, two = (np.full((1, D), 1e6), "exceed float16; nothing was written"), (np.ones((2, D)), "expected latents of shape")
+    for bad, message in (too_large, two):
         with pytest.raises(ZooError, match=message):
-            write_rows(file, np.array(rows), bad)
+            write_rows(file, np.array([1]), bad)
     with pytest.raises(IndexError):
         write_rows(file, np.array([N]), np.ones((1, D)))
     assert (np.load(file) == expected).all()
