@@ -132,7 +132,8 @@ def test_ci_runs_the_tests_and_nothing_else():
 @pytest.mark.parametrize("name", profile_names())
 def test_models_of_every_profile_have_a_recipe(name):
     profile = load_profile(name)
-    missing = [m.path for m in profile.models if not (MODELS / m.path / "recipe.yaml").is_file()]
+    trained = () if profile.zoo.is_released else profile.models  # released latents come without weights
+    missing = [m.path for m in trained if not (MODELS / m.path / "recipe.yaml").is_file()]
     assert not missing
 
 

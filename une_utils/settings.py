@@ -20,6 +20,22 @@ MODELS = ROOT / "data" / "models"
 CLAIMS = ROOT / "claims.yaml"
 
 
+HOW_TO_GET = {  # source -> terms of use, and what to put where
+    "celeba": """
+CelebA may be used for non-commercial research only, and its pictures may not be passed on: read the agreement at
+https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html first. Then download there, and put into one folder:
+  img_align_celeba/          202,599 pictures 000001.jpg to 202599.jpg, unpacked from img_align_celeba.zip
+  list_attr_celeba.txt       40 attributes of every picture
+  list_eval_partition.txt    the official split
+The subfolders Img/, Anno/ and Eval/ of the download may stay. Or set 'hub' and 'revision' in the profile to a copy on the hub,
+for example eurecom-ds/celeba, and leave the path out.""",
+    "afhq": """
+AFHQ v2 is under CC BY-NC 4.0: non-commercial use, with credit to its authors. Download afhq_v2.zip as
+https://github.com/clovaai/stargan-v2 describes and unpack it; the folder to name is the one that holds
+  train/cat/  train/dog/  train/wild/  test/cat/  test/dog/  test/wild/""",
+}
+
+
 class ProfileError(ValueError):
     """A profile is missing or invalid; the message names the file, the key and what was expected."""
 
@@ -34,14 +50,19 @@ class Images(_Section):
     """Which pictures a profile uses.
 
     ``rendered`` draws faces; ``folder`` reads ``path/`` with the attribute table ``attributes_csv``; ``parquet`` reads a
-    file in the layout of Hugging Face datasets. ``path_env`` names an environment variable that overrides ``path``.
+    file in the layout of Hugging Face datasets; ``celeba`` and ``afhq`` read a folder as it was handed out. ``path_env`` names
+    an environment variable that overrides ``path``. Without a path, ``parquet`` and ``celeba`` read a data set of the hub.
     """
 
-    source: Literal["rendered", "folder", "parquet"]
+    source: Literal["rendered", "folder", "parquet", "celeba", "afhq"]
     size: int = Field(64, ge=8, description="side of the square pictures, pixels")
     count: int | None = Field(None, ge=10, description="use only this many pictures, drawn with the profile's seed")
     path: str | None = None
     path_env: str | None = None
+    hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="data set on the hub, read when no path is given")
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{7,40}$", description="commit of the data set on the hub")
+    partition: Literal["train", "validation", "test"] | None = Field(None, description="use this part of the official split only")
+    split: Literal["official"] | None = Field(None, description="train on the official training part, test on the rest; drawn when missing")
     attributes_csv: str | None = None
     image_column: str = "image"
     attributes: list[str] | None = Field(None, description="attribute columns; every binary column when missing")
@@ -52,27 +73,41 @@ class Images(_Section):
 
     @model_validator(mode="after")
     def _source_has_a_place(self) -> Images:
-        if self.source != "rendered" and not (self.path or self.path_env):
+        if self.source != "rendered" and not (self.path or self.path_env or self.hub):
             raise ValueError(f"source '{self.source}' needs 'path' or 'path_env'")
+        if self.hub and (self.source not in ("parquet", "celeba") or not self.revision):
+            raise ValueError("'hub' is for the sources 'parquet' and 'celeba' and needs 'revision', the data set's commit")
+        if (self.partition or self.split) and self.source not in ("celeba", "afhq"):
+            raise ValueError("'partition' and 'split' are for the sources 'celeba' and 'afhq', which have an official split")
+        if self.partition and self.split:
+            raise ValueError("'partition' keeps one part of the official split, 'split' trains on one and tests on the rest: give one of them")
         if self.source == "folder" and not self.attributes_csv:
             raise ValueError("source 'folder' needs 'attributes_csv'")
         if (self.class_column is None) != (self.classes is None):
             raise ValueError("'class_column' and 'classes' go together: give both or neither")
         return self
 
+    def _named_path(self) -> str | None:
+        return (os.environ.get(self.path_env) if self.path_env else None) or self.path
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the pictures come from the hub: it is named, and no path is."""
+        return bool(self.hub) and not self._named_path()
+
     def resolved_path(self) -> Path:
         """Folder or file of the pictures; relative paths start at the project's root."""
-        value = (os.environ.get(self.path_env) if self.path_env else None) or self.path
+        value, help_text = self._named_path(), HOW_TO_GET.get(self.source, "")
         if not value:
             raise ProfileError(
                 f"the profile reads its pictures from the environment variable {self.path_env}, which is not set; "
-                f"set it to the {self.source} file or folder, for example: export {self.path_env}=/path/to/it"
+                f"set it to the {self.source} file or folder, for example: export {self.path_env}=/path/to/it{help_text}"
             )
         path = Path(value).expanduser()
         path = path if path.is_absolute() else ROOT / path
         if not path.exists():
             origin = f"environment variable {self.path_env}" if self.path_env and os.environ.get(self.path_env) else "profile"
-            raise ProfileError(f"no such file or folder: {path} (named by the {origin}; source '{self.source}')")
+            raise ProfileError(f"no such file or folder: {path} (named by the {origin}; source '{self.source}'){help_text}")
         return path
 
 
@@ -105,6 +140,24 @@ class Zoo(_Section):
     batch: int = Field(125, ge=1)
     shard_rows: int = Field(250, ge=1)
     untrained_steps: int = Field(5, ge=2, description="DDIM steps of the control inverted through an untrained network")
+    released: str | None = Field(None, description="folder of released latents, noises_<model>.npy, that are read instead of made")
+    released_env: str | None = Field(None, description="environment variable that overrides ``released``")
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the latents are released files and none are made."""
+        return bool(self.released or self.released_env)
+
+    def released_path(self) -> Path:
+        """Folder of the released files; a relative path starts at the project's root. Raises ProfileError when it is not named."""
+        value = (os.environ.get(self.released_env) if self.released_env else None) or self.released
+        if not value:
+            raise ProfileError(
+                f"the profile reads released latents from the folder that the environment variable {self.released_env} names, which is not "
+                f"set; `hf download chentasker/NoiseZoo --repo-type dataset --local-dir FOLDER`, then export {self.released_env}=FOLDER"
+            )
+        path = Path(value).expanduser()
+        return path if path.is_absolute() else ROOT / path
 
 
 class Analysis(_Section):

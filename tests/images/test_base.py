@@ -23,12 +23,12 @@ class Rows:
         return len(self.ids)
 
 
-@pytest.mark.parametrize("n, fraction, seed", [(10, 0.8, 42), (101, 0.8, 0), (7, 0.5, 3)])
+@pytest.mark.parametrize("n, fraction, seed", [(10, 0.8, 42), (101, 0.8, 0), (7, 0.5, 3), (19867, 0.8, 42)])
 def test_split_is_the_official_recipe(n, fraction, seed):
     np.random.seed(seed)
     indices = np.arange(n)
     np.random.shuffle(indices)
-    expected = set(indices[: round(n * fraction)])
+    expected = set(indices[: int(n * fraction)])
     assert set(np.flatnonzero(train_mask(Rows(n), fraction, seed))) == expected
 
 
@@ -67,7 +67,7 @@ def test_split_refuses_a_fraction_out_of_range(fraction):
 @pytest.mark.parametrize(
     "source, fraction, side",
     [
-        (Rows(1), 0.8, "test"),
+        (Rows(1), 0.8, "training"),
         (Rows(3), 0.1, "training"),
         (Rows(0), 0.5, "training"),
         (Rows(4, list("aaaa")), 0.5, "test"),

@@ -500,13 +500,14 @@ def test_parquet_reads_row_groups_in_order_and_keeps_two(tmp_path, monkeypatch):
     """20 rows in random order, 5 groups: a reading thread that comes late may read its group again, no more."""
     source = ParquetImages(plain_parquet(tmp_path, 20), 16)
     source._kept.clear()
-    read, groups = source._file.read_row_group, []
+    file = source._groups[0][0]
+    read, groups = file.read_row_group, []
 
     def counted(group, **options):
         groups.append(group)
         return read(group, **options)
 
-    monkeypatch.setattr(source._file, "read_row_group", counted)
+    monkeypatch.setattr(file, "read_row_group", counted)
     source.load(np.random.default_rng(0).permutation(20))
     assert set(groups) == {0, 1, 2, 3, 4} and len(groups) < 10 and len(source._kept) == 2
 
@@ -559,6 +560,18 @@ def test_parquet_row_group_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_ROW_GROUP", 100)
     with pytest.raises(ImageSourceError, match="row group.*row_group_size"):
         ParquetImages(plain_parquet(tmp_path), 16)
+
+
+def test_several_parquet_files_are_one_source(tmp_path):
+    paths = [tmp_path / f"train-{i}.parquet" for i in range(2)]
+    for first, path in zip((0, 5), paths, strict=True):
+        names = [f"{i:02d}.png" for i in range(first, first + 5)]
+        write_parquet(path, [encode(noise(i)) for i in range(first, first + 5)], names, Tall=[i % 2 == 0 for i in range(first, first + 5)])
+    source = ParquetImages(paths, 16)
+    assert source.ids.tolist() == [f"{i:02d}.png" for i in range(10)] and source.attributes[:, 0].tolist() == [True, False] * 5
+    assert (source.load([7, 1, 4]) == np.stack([noise(i) for i in (7, 1, 4)])).all()
+    write_parquet(paths[1], [encode(noise(0))], ["00.png"], Tall=[True])  # a name of the first file: row numbers instead
+    assert ParquetImages(paths, 16).ids.tolist() == [str(i) for i in range(6)]
 
 
 # Profiles

@@ -15,9 +15,11 @@ from scipy import linalg, stats
 from scipy.linalg import blas
 from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
+from une_utils.analysis.outofcore import column_means, row_blocks, scatter
 from une_utils.analysis.stats import Estimate, bootstrap_interval, bootstrap_weights, drawn_estimate, percentile_interval
+from une_utils.stored import StoredRows, read_rows
 
 RELATIVE_ALPHAS = np.logspace(-6, 6, 49)  # default penalties, in units of the mean eigenvalue of the centred X'X
 _BLOCK_VALUES = 4_000_000  # float64 values of one block: 32 MB
@@ -28,13 +30,16 @@ _LANCZOS_SHARE = 1 / 25
 
 
 def _check_rows(X: np.ndarray, name: str) -> np.ndarray:
-    """X as float32 or float64 (N, D); ValueError that names it for another shape, no rows, NaN or inf."""
-    X = np.asarray(X)
+    """X as float32 or float64 (N, D); ValueError that names it for another shape, no rows, NaN or inf.
+
+    Stored rows stay where they are; they are checked when they are read.
+    """
+    X = X if isinstance(X, StoredRows) else np.asarray(X)
     if X.ndim != 2 or 0 in X.shape:
         raise ValueError(f"{name} must be (N, D) and not empty, got shape {X.shape}")
     if X.dtype not in _DTYPES:
         X = X.astype(np.float32 if X.dtype == np.float16 else np.float64)
-    if not np.isfinite(X).all():
+    if not isinstance(X, StoredRows) and not np.isfinite(X).all():
         raise ValueError(f"{name} contains NaN or inf")
     return X
 
@@ -49,34 +54,40 @@ def _check_pair(A: np.ndarray, B: np.ndarray, names: tuple[str, str]) -> tuple[n
 class _Spectrum:
     """Economy decomposition X - mean = left @ diag(sqrt(values)) @ right.T of rows X (N, D), from the smaller Gram matrix.
 
-    values (K,) float64, ascending: the eigenvalues of the centred X'X above rounding, so K is the numerical rank. Only the factor
-    of the smaller side is stored; the other side is a product with X, done in blocks, so that X stays in its own precision.
+    values (K,), ascending: the eigenvalues of the centred X'X above rounding, so K is the numerical rank; float64, or float32 for
+    more than 5,792 features and rows (`outofcore.scatter`). Only the factor of the smaller side is stored; the other side is a
+    product with X, done in blocks, so that X stays in its own precision, or on disk. Memory: 3 K^2 values while it is made.
     """
 
-    def __init__(self, X: np.ndarray):
-        self.X = X
-        self.mean = X.mean(axis=0, dtype=np.float64)
+    def __init__(self, X: np.ndarray | StoredRows):
         self.wide = X.shape[1] >= X.shape[0]
-        gram = np.zeros((min(X.shape),) * 2, order="F")
-        for part, block in self._blocks():
-            # (b, D) blocks of rows give X'X, (N, b) blocks of columns give XX'; the transposes are views in Fortran order
-            gram = blas.dsyrk(1.0, block.T, beta=1.0, c=gram, trans=int(self.wide), overwrite_c=True)
-        mean_value = np.trace(gram) / X.shape[1]  # over all D directions, also those without variance
+        self.X = X = read_rows(X) if self.wide else X  # N x D values with N <= D are few
+        self.mean = column_means(X)
+        gram = self._wide_gram() if self.wide else scatter(X, self.mean)
+        mean_value = float(np.diagonal(gram).sum(dtype=np.float64)) / X.shape[1]  # over all D directions, also those without variance
         values, vectors = linalg.eigh(gram, lower=False, overwrite_a=True, driver="evd")
         eps = np.finfo(np.float64).eps
         # equal values of a constant feature differ from their mean by the rounding of a sum of N terms
         constant = len(X) * (len(X) * eps * np.abs(self.mean).max()) ** 2
-        rank = int((values > max(values[-1] * max(X.shape) * eps, constant)).sum())
+        # sums of float32 err by the square root of their length, and leave the smallest eigenvalues no digit
+        rounding = max(X.shape) * eps if values.dtype == np.float64 else np.sqrt(min(X.shape)) * np.finfo(np.float32).eps
+        rank = int((values > max(values[-1] * rounding, constant)).sum())
         self.mean_value = mean_value if rank else 0.0
         self.values, self.vectors = values[len(values) - rank :], vectors[:, len(values) - rank :]
 
-    def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """(slice, centred float64 block) over columns if X is wide, over rows otherwise."""
-        long, short = max(self.X.shape), min(self.X.shape)
-        step = max(1, _BLOCK_VALUES // short)
-        for start in range(0, long, step):
+    def _wide_gram(self) -> np.ndarray:
+        gram = np.zeros((len(self.X),) * 2, order="F")
+        for _, block in self._column_blocks():
+            # (N, b) blocks of columns give XX'; the transposes are views in Fortran order
+            gram = blas.dsyrk(1.0, block.T, beta=1.0, c=gram, trans=1, overwrite_c=True)
+        return gram
+
+    def _column_blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """(slice, centred float64 block) over columns."""
+        step = max(1, _BLOCK_VALUES // len(self.X))
+        for start in range(0, self.X.shape[1], step):
             part = slice(start, start + step)
-            yield part, (self.X[:, part] - self.mean[part] if self.wide else self.X[part] - self.mean)
+            yield part, self.X[:, part] - self.mean[part]
 
     def left(self, rows: np.ndarray | slice) -> np.ndarray:
         """Rows of the left singular vectors (M, K), in the precision of X: the whitened rows, orthonormal columns over all N."""
@@ -86,22 +97,23 @@ class _Spectrum:
         return centred @ (self.vectors / np.sqrt(self.values)).astype(self.X.dtype, copy=False)
 
     def loadings(self, Y: np.ndarray) -> np.ndarray:
-        """left.T @ (Y - mean of Y): (K, Dy)."""
+        """left.T @ (Y - mean of Y): (K, Dy) float64."""
         centre = Y.mean(axis=0, dtype=np.float64)
         if self.wide:
             return self.vectors.T @ (Y - centre)
+        kind = self.vectors.dtype
         cross = np.zeros((self.X.shape[1], Y.shape[1]))
-        for part, block in self._blocks():
-            cross += block.T @ (Y[part] - centre)
-        return (self.vectors / np.sqrt(self.values)).T @ cross
+        for part, block in row_blocks(self.X, "products with the target"):
+            cross += np.subtract(block, self.mean, dtype=kind).T @ (Y[part] - centre).astype(kind, copy=False)
+        return (self.vectors.T @ cross.astype(kind, copy=False)).astype(np.float64) / np.sqrt(self.values, dtype=np.float64)[:, None]
 
     def back(self, C: np.ndarray) -> np.ndarray:
         """right @ C: coefficients (K, M) on the principal axes as coefficients on the D features, (D, M)."""
         if not self.wide:
-            return self.vectors @ C
+            return (self.vectors @ C.astype(self.vectors.dtype, copy=False)).astype(np.float64, copy=False)
         out = np.empty((self.X.shape[1], C.shape[1]))
         rows = self.vectors @ (C / np.sqrt(self.values)[:, None])
-        for part, block in self._blocks():
+        for part, block in self._column_blocks():
             out[part] = block.T @ rows
         return out
 
@@ -117,6 +129,10 @@ class RidgeMap(MultiOutputMixin, RegressorMixin, BaseEstimator):
     Attributes after `fit`: alpha_; alphas_ and gcv_ (G,), the grid and its scores, which estimate the squared error per
     coordinate on new rows; coef_ (Dy, Dx) and intercept_ (Dy,) float64 (coef_ (Dx,) and a number for y (N,)). For the map the
     other way, as editing through an encoder needs it, fit `RidgeMap().fit(Y, X)`.
+
+    X may be `StoredRows`, y has to fit in memory: an encoder's embeddings. Memory for D features, N > D: three D x D matrices,
+    3.2 GB for D = 16,384, where they are float32 and coef_ is right to about 1e-4 of its size if alpha_ is not below 1e-4 times
+    the largest eigenvalue of the centred X'X. X is read three times.
     """
 
     def __init__(self, alphas: float | Sequence[float] | None = None):
@@ -127,7 +143,12 @@ class RidgeMap(MultiOutputMixin, RegressorMixin, BaseEstimator):
         X, y = self._checked(X, y)
         return self._fit(_Spectrum(X), y)
 
-    def _checked(self, X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _checked(self, X: np.ndarray | StoredRows, Y: np.ndarray) -> tuple[np.ndarray | StoredRows, np.ndarray]:
+        if isinstance(X, StoredRows):
+            Y = check_array(Y, dtype=_DTYPES, ensure_2d=False, ensure_min_samples=2, input_name="y")
+            check_consistent_length(X, Y)
+            self.n_features_in_ = X.shape[1]
+            return X, Y
         X, Y = validate_data(self, X, Y, multi_output=True, y_numeric=True, dtype=_DTYPES, ensure_min_samples=2)
         return X, Y
 
@@ -148,6 +169,8 @@ class RidgeMap(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Mapped latents X @ coef_.T + intercept_: (N, Dy), or (N,) after a fit on y (N,)."""
         check_is_fitted(self)
+        if isinstance(X, StoredRows):
+            return np.concatenate([self.predict(block) for _, block in X.blocks("mapping")])
         return validate_data(self, X, dtype=_DTYPES, reset=False) @ self.coef_.T + self.intercept_
 
     def score(self, X: np.ndarray, y: np.ndarray) -> float:
@@ -338,6 +361,8 @@ class MaxvarGCCA(BaseEstimator):
     def _check_views(self, views: Sequence[np.ndarray]) -> list[np.ndarray]:
         if not isinstance(views, list | tuple) or len(views) < 2:
             raise ValueError("views must be a list of at least two arrays (N, D_i), one per model")
+        if any(isinstance(view, StoredRows) for view in views):
+            raise ValueError("views on disk are as wide as the Gram matrix of all views side by side: give outofcore.reduce_views(views, train)")
         checked = [_check_rows(view, f"view {i}") for i, view in enumerate(views)]
         _same_rows(checked)
         if not (isinstance(self.n_components, int | np.integer) and self.n_components >= 1):

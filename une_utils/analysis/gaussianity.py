@@ -5,7 +5,8 @@ one-dimensional normality test at the 5 % level. A random projection of thousand
 Gaussian whatever the coordinates are (Diaconis and Freedman 1984), so the same tests are offered on single coordinates and on
 principal directions, with controls that are far from Gaussian and with the null distribution of the covariance spectrum.
 
-Latents are (N, D) arrays or memory maps, float16, float32 or float64, on any scale: every test estimates mean and variance.
+Latents are (N, D) arrays, memory maps or `StoredRows`, float16, float32 or float64, on any scale: every test estimates mean and
+variance.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,9 @@ import pandas as pd
 from scipy import linalg, special
 from threadpoolctl import threadpool_info, threadpool_limits  # comes with scikit-learn
 
+from une_utils.analysis.outofcore import column_means, row_blocks
 from une_utils.analysis.stats import Estimate, wilson_interval
+from une_utils.stored import StoredRows, read_rows
 
 ALPHA = 0.05
 MIN_ROWS = 8  # D'Agostino's skewness test is undefined below
@@ -304,7 +307,10 @@ def coordinate_tests(latents: np.ndarray, rows: int = 250, seed: int = 42, coord
     rng = np.random.default_rng((seed, d))
     index = np.arange(d) if d <= coordinates else np.sort(rng.choice(d, coordinates, replace=False))
     group = np.arange(len(index))
-    samples = np.asarray(latents[_draw_rows(seed, group, n, rows), index[:, None]], dtype=np.float64)  # (P, rows)
+    chosen = _draw_rows(seed, group, n, rows)
+    if isinstance(latents, StoredRows):
+        latents, chosen = latents.array, latents.rows[chosen]
+    samples = np.asarray(latents[chosen, index[:, None]], dtype=np.float64)  # (P, rows)
     return _run("coordinate", samples, index, group, (n, d))
 
 
@@ -323,7 +329,7 @@ def principal_direction_tests(
     order = np.random.default_rng((seed, n)).permutation(n)
     fit, held_out = np.sort(order[: min(n // 2, fit_rows)]), np.sort(order[min(n // 2, fit_rows) :])
     rows = min(rows, len(held_out))
-    block = np.asarray(latents[fit], dtype=np.float32)
+    block = np.asarray(read_rows(latents, fit), dtype=np.float32)
     if not np.isfinite(block).all():
         raise ValueError("latents contain NaN or inf")
     spread = block.std(axis=0, dtype=np.float64)
@@ -394,7 +400,7 @@ def _project_all(latents, directions, group, rows, out, start: int, stop: int) -
     block = directions(start, stop)
     scores = np.empty((stop - start, len(latents)), dtype=np.float32)
     for part in slices(len(latents), max(1, _BLOCK_BYTES // (4 * latents.shape[1]))):
-        scores[:, part] = block @ np.asarray(latents[part], dtype=np.float32).T
+        scores[:, part] = block @ np.asarray(read_rows(latents, part), dtype=np.float32).T
     out[start:stop] = np.take_along_axis(scores, rows[group[start:stop]], axis=1)
 
 
@@ -410,6 +416,8 @@ def _project_gathered(latents, directions, rows, out, g: int, start: int, stop: 
 
 def _take(latents: np.ndarray, rows: np.ndarray, buffer: np.ndarray) -> np.ndarray:
     """latents[rows] written to `buffer`, or gathered anew where NumPy would copy the whole array to take rows from it."""
+    if isinstance(latents, StoredRows):
+        return latents.read(rows)
     if latents.flags.c_contiguous and latents.flags.aligned:
         return np.take(latents, rows, axis=0, out=buffer, mode="clip")  # mode="raise" would go through another copy
     return latents[rows]
@@ -518,14 +526,15 @@ def covariance_spectrum(latents: np.ndarray) -> np.ndarray:
         raise ValueError("a covariance needs at least two rows")
     gram = np.zeros((min(n, d),) * 2)
     if n <= d:
+        latents = read_rows(latents)
         for columns in slices(d, _BLOCK_BYTES // (8 * n)):
             block = np.asarray(latents[:, columns], dtype=np.float64)
             block = block - block.mean(axis=0)
             gram += block @ block.T
     else:
-        mean = np.mean(latents, axis=0, dtype=np.float64)
-        for rows in slices(n, _BLOCK_BYTES // (8 * d)):
-            block = np.asarray(latents[rows], dtype=np.float64) - mean
+        mean = column_means(latents)
+        for _, rows in row_blocks(latents, "covariance"):
+            block = np.asarray(rows, dtype=np.float64) - mean
             gram += block.T @ block
     if not np.isfinite(gram).all():
         raise ValueError("latents contain NaN or inf")
@@ -591,23 +600,32 @@ class Moments:
 
 
 def moments(latents: np.ndarray) -> Moments:
-    """First four moments of every coordinate and the norm of every row of latents (N, D), in blocks of columns.
+    """First four moments of every coordinate and the norm of every row of latents (N, D), in two passes over blocks of rows.
 
-    Divisor N throughout, as `scipy.stats.skew` and `kurtosis` use by default. Raises ValueError for N < 8
-    and values that are not finite.
+    Divisor N throughout, as `scipy.stats.skew` and `kurtosis` use by default. Memory beyond the input: a few blocks of 64 MB and
+    8 N + 64 D bytes. Raises ValueError for N < 8 and values that are not finite.
     """
     n, d, _ = _check(latents, MIN_ROWS)
-    result = np.full((4, d), np.nan)
-    squared_norms = np.zeros(n)
-    for columns in slices(d, _BLOCK_BYTES // (8 * n)):
-        x = np.asarray(latents[:, columns], dtype=np.float64)
-        z, constant = _standardised(x, axis=0, ddof=0)  # (columns, N)
-        squared_norms += (x**2).sum(axis=1)
-        result[0, columns] = x.mean(axis=0)
-        result[1, columns] = x.var(axis=0)
-        square = z * z
-        result[2, columns] = np.where(constant, np.nan, (square * z).mean(axis=-1))
-        result[3, columns] = np.where(constant, np.nan, (square * square).mean(axis=-1) - 3)
+    mean, largest, squared_norms = np.zeros(d), np.zeros(d), np.zeros(n)
+    for part, block in row_blocks(latents, "means and norms"):
+        x = np.asarray(block, dtype=np.float64)
+        mean += x.sum(axis=0) / n
+        np.maximum(largest, np.abs(x).max(axis=0), out=largest)
+        squared_norms[part] = (x**2).sum(axis=1)
+    if not np.isfinite(squared_norms).all():
+        raise ValueError("samples contain NaN or inf")
+    powers = np.zeros((4, d))  # sums of the centred values to the power of 1 to 4
+    for _, block in row_blocks(latents, "moments"):
+        x = np.asarray(block, dtype=np.float64) - mean
+        square = x * x
+        powers += [x.sum(axis=0), square.sum(axis=0), (square * x).sum(axis=0), (square * square).sum(axis=0)]
+    variance = powers[1] / n - (powers[0] / n) ** 2
+    scale = np.sqrt(np.maximum(variance, 0))
+    constant = scale <= 8 * np.finfo(np.float64).eps * np.sqrt(n) * largest  # as `_standardised`; the mean has the rounding of a sum
+    with np.errstate(invalid="ignore", divide="ignore"):
+        skewness = np.where(constant, np.nan, powers[2] / n / scale**3)
+        excess = np.where(constant, np.nan, powers[3] / n / scale**4 - 3)
+    result = mean, np.where(constant, 0.0, variance), skewness, excess
     expected = np.sqrt(2) * np.exp(special.gammaln((d + 1) / 2) - special.gammaln(d / 2))
     # d - expected^2 loses all digits for large d; the series of Var[chi_d] is 1/2 - 1/(8 d) - 1/(16 d^2)
     spread = np.sqrt(d - expected**2) if d < 1000 else np.sqrt(0.5 - 1 / (8 * d) - 1 / (16 * d**2))

@@ -16,7 +16,9 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from une_utils.analysis.outofcore import fit_standardised_pca
 from une_utils.analysis.stats import Estimate, percentile_interval, row_counts, wilson_interval
+from une_utils.stored import StoredRows
 
 _CHUNK_VALUES = 4_000_000  # resampled values held at once: 32 MB of float64
 
@@ -279,7 +281,12 @@ class NearestMean(_LinearScores):
 
 
 class Probe(BaseEstimator):
-    """Standardise -> PCA (optional) -> standardise -> linear classifier, all fitted on the training rows; see `make_probe`."""
+    """Standardise -> PCA (optional) -> standardise -> linear classifier, all fitted on the training rows; see `make_probe`.
+
+    X may be `StoredRows` when there is a PCA: its axes then come from the scatter matrix (`outofcore.fit_standardised_pca`; the
+    PCA of arrays in memory may be scikit-learn's randomised one), the rows are read three times, and memory is that of the scatter
+    matrix or, later, of the N x n_components features, 16 bytes each in the classifier's fit.
+    """
 
     def __init__(self, classifier: _LinearScores, n_components: int | None = None, seed: int = 42):
         self.classifier = classifier
@@ -288,8 +295,10 @@ class Probe(BaseEstimator):
 
     def fit(self, X: np.ndarray, Y: np.ndarray) -> "Probe":
         """X (N, D), Y (N, A); fitted parts are scaler_, pca_ and component_scaler_ (None without PCA), classifier_."""
-        X = _check_features(X)
-        self._fit_features(X)
+        if isinstance(X, StoredRows):
+            self._fit_stored_features(X)
+        else:
+            self._fit_features(_check_features(X))
         self.classifier_ = clone(self.classifier).fit(self.transform(X), Y)
         return self
 
@@ -302,8 +311,23 @@ class Probe(BaseEstimator):
             self.pca_ = PCA(self.n_components, random_state=self.seed).fit(self.scaler_.transform(X))
             self.component_scaler_ = StandardScaler().fit(self.pca_.transform(self.scaler_.transform(X)))
 
+    def _fit_stored_features(self, X: StoredRows) -> None:
+        if self.n_components is None:
+            raise ValueError(f"a probe of all {X.shape[1]:,} dimensions would hold {X.shape} values in memory; give n_components, as the paper does")
+        self.scaler_, self.pca_ = fit_standardised_pca(X, self.n_components)
+        self.component_scaler_ = StandardScaler()
+        self.component_scaler_.mean_ = np.zeros(self.n_components)  # components are centred, their variances are known
+        self.component_scaler_.var_ = self.pca_.explained_variance_ * (len(X) - 1) / len(X)
+        self.component_scaler_.scale_ = np.sqrt(np.where(self.component_scaler_.var_ > 0, self.component_scaler_.var_, 1.0))
+        self.component_scaler_.n_features_in_ = self.n_components
+
     def transform(self, X: np.ndarray) -> np.ndarray:
         """Features the classifier sees: (N, n_components), or (N, D) without PCA."""
+        if isinstance(X, StoredRows):
+            features = np.empty((len(X), self.n_components or X.shape[1]), dtype=np.float32)
+            for part, block in X.blocks("features"):
+                features[part] = self.transform(block)
+            return features
         X = self.scaler_.transform(_check_features(X))
         return X if self.pca_ is None else self.component_scaler_.transform(self.pca_.transform(X))
 
@@ -358,10 +382,11 @@ def select_C(
 ) -> tuple[float, pd.DataFrame]:
     """C of the grid with the best mean AUC on a validation part of the training rows, and the table C, mean_auc.
 
-    X (N, D), Y (N, A): training rows only. The features are fitted once on the other rows and every (C, attribute) pair is a
-    column of one batched fit. Attributes that lack a class in either part are left out; ValueError if none is left.
+    X (N, D), or `StoredRows` with n_components, Y (N, A): training rows only. The features are fitted once on the other rows and
+    every (C, attribute) pair is a column of one batched fit. Attributes that lack a class in either part are left out; ValueError
+    if none is left.
     """
-    X = _check_features(X)
+    X = X if isinstance(X, StoredRows) else _check_features(X)
     Y = _check_labels(Y, len(X), both_classes=False)
     if not 0 < validation < 1:
         raise ValueError(f"validation is a share between 0 and 1, got {validation}")

@@ -48,7 +48,29 @@ class AttributeTableError(ImageSourceError):
 # One picture
 
 
-def prepare(picture: bytes | Image.Image, size: int) -> tuple[np.ndarray, list[str]]:
+def lanczos_square(image: Image.Image, size: int) -> Image.Image:
+    """Centre crop to the short side and antialiased resize, Lanczos."""
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=_centre(image), reducing_gap=3.0)
+
+
+def _centre(image: Image.Image) -> tuple[int, int, int, int]:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return left, top, left + side, top + side
+
+
+def bilinear_square(image: Image.Image, size: int) -> Image.Image:
+    """Centre crop to the short side and antialiased resize, as torchvision's CenterCrop and Resize do to a Pillow image.
+
+    The official UNE code uses those two with their defaults, which call Pillow's crop and its bilinear, antialiased resize: the
+    result is the same to the last bit. (An odd margin above 1 may be cut one pixel off; CelebA and AFHQ have none.)
+    """
+    return image.crop(_centre(image)).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def prepare(
+    picture: bytes | Image.Image, size: int, square: Callable[[Image.Image, int], Image.Image] = lanczos_square
+) -> tuple[np.ndarray, list[str]]:
     """Decode one picture to a square RGB array: turned upright, centre crop to the short side, antialiased resize.
 
     Colour profiles are ignored. Alpha is composited on white. 16-bit values are scaled by their full range (65535 -> 255),
@@ -57,6 +79,7 @@ def prepare(picture: bytes | Image.Image, size: int) -> tuple[np.ndarray, list[s
     Args:
         picture: an encoded picture, or one that Pillow opened.
         size: side of the result, pixels.
+        square: crops and resizes, ``lanczos_square`` or ``bilinear_square``.
 
     Returns:
         uint8 (size, size, 3) in 0..255, and the conversions that were needed, in words.
@@ -69,7 +92,7 @@ def prepare(picture: bytes | Image.Image, size: int) -> tuple[np.ndarray, list[s
         _check_extent(image)
         large = image.width * image.height > LARGE_PIXELS
         with _ONE_LARGE if large else nullcontext():
-            return _decode(image, size, large)
+            return _decode(image, size, large, square)
     except UnreadablePicture:
         raise
     except Exception as error:  # Pillow's decoders let many kinds of exception through when a file is damaged
@@ -99,7 +122,7 @@ def _check_extent(image: Image.Image) -> None:
         raise UnreadablePicture(f"too large: {image.width}x{image.height}, {found:,.6g} megapixels; the limit is {limit:,.6g}")
 
 
-def _decode(image: Image.Image, size: int, large: bool) -> tuple[np.ndarray, list[str]]:
+def _decode(image: Image.Image, size: int, large: bool, square: Callable) -> tuple[np.ndarray, list[str]]:
     notes = []
     extent = f"{image.width}x{image.height}"
     if (frames := getattr(image, "n_frames", 1)) > 1:
@@ -114,7 +137,7 @@ def _decode(image: Image.Image, size: int, large: bool) -> tuple[np.ndarray, lis
         notes.append("16-bit scaled to 8-bit")
     image = _resizable(_upright(image, notes), notes)
     full_range = _full_range(image)
-    return _to_rgb(_square(image, size), full_range, notes), notes
+    return _to_rgb(square(image, size), full_range, notes), notes
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -150,13 +173,6 @@ def _full_range(image: Image.Image) -> float:
         expected = "0..65535" if image.mode == "I" else "0..1 or 0..255"
         raise UnreadablePicture(f"values from {low:g} to {high:g} in mode {image.mode}; expected {expected}")
     return full
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 def _to_rgb(image: Image.Image, full_range: float, notes: list[str]) -> np.ndarray:
@@ -284,8 +300,8 @@ def _check_names(ids: pd.Series, where: Path) -> None:
 # Sources
 
 
-class _StoredImages:
-    """What both sources share: attributes, verification, drawing and loading. A subclass says how to read one row's bytes."""
+class StoredImages:
+    """What sources on disk share: attributes, verification, drawing and loading. A subclass says how to read one row's bytes."""
 
     ids: np.ndarray
     attributes: np.ndarray
@@ -293,6 +309,8 @@ class _StoredImages:
     groups: np.ndarray | None
     size: int
     report: SourceReport
+    train: np.ndarray | None = None
+    _square = staticmethod(lanczos_square)
 
     def _raw(self, place: int) -> bytes:
         """Encoded picture at a place of the store; OSError or UnreadablePicture when it cannot be read."""
@@ -349,7 +367,7 @@ class _StoredImages:
             raw = self._raw(place)
         except OSError as error:  # permission denied, locked by another program, vanished, damaged row group
             raise UnreadablePicture(f"cannot be read: {error.strerror or error}") from error
-        return prepare(raw, self.size)
+        return prepare(raw, self.size, self._square)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -365,7 +383,7 @@ class _StoredImages:
 
         Raises:
             IndexError: a row out of range.
-            UnreadablePicture: a picture that was readable when the source was opened no longer is.
+            UnreadablePicture: a picture that was there when the source was opened can no longer be used.
         """
         rows = np.atleast_1d(np.arange(len(self))[rows])
         images = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
@@ -375,7 +393,7 @@ class _StoredImages:
             try:
                 images[position] = self._picture(self._places[row])[0]
             except UnreadablePicture as error:
-                changed = f"picture '{self.ids[row]}' of {self._where} was readable when it was opened and no longer is"
+                changed = f"picture '{self.ids[row]}' of {self._where} was there when it was opened and cannot be used now"
                 raise UnreadablePicture(f"{changed}: {error}") from error
 
         _in_pool(decode, np.argsort(rows, kind="stable"))  # in the store's order: every row group is read once
@@ -402,7 +420,7 @@ def _draw(usable: np.ndarray, count: int | None, seed: int, where: Path) -> np.n
     return np.sort(np.random.RandomState(seed).permutation(usable)[:count])
 
 
-class FolderImages(_StoredImages):
+class FolderImages(StoredImages):
     """Pictures below a folder, with a CSV file that has one row for each.
 
     Args:
@@ -488,14 +506,14 @@ def _nothing_matches(names: pd.Series, files: set[str], folder: Path, csv: Path,
     return message
 
 
-class ParquetImages(_StoredImages):
-    """Pictures in one parquet file in the layout of Hugging Face datasets: the image column is a struct {bytes, path}.
+class ParquetImages(StoredImages):
+    """Pictures in parquet files in the layout of Hugging Face datasets: the image column is a struct {bytes, path}.
 
-    The file is memory-mapped and read a row group at a time. The ids are the paths when they are all there and unique, the row
+    The files are memory-mapped and read a row group at a time. The ids are the paths when they are all there and unique, the row
     numbers otherwise.
 
     Args:
-        path: the file.
+        path: the file, or the files in their order; all have the same columns.
         size: side of the square pictures, pixels.
         count: number of usable pictures to draw with ``seed``; all when None.
         seed: seed of the draw.
@@ -506,13 +524,13 @@ class ParquetImages(_StoredImages):
         classes: names of the classes in the order of their numbers; each becomes a binary attribute.
 
     Raises:
-        AttributeTableError: the file lacks a column or a value, or a column holds another value than expected.
+        AttributeTableError: a file lacks a column or a value, or a column holds another value than expected.
         ImageSourceError: not a parquet file, no such image column, a row group too large to read, or no picture can be read.
     """
 
     def __init__(
         self,
-        path: Path | str,
+        path: Path | str | Sequence[Path],
         size: int,
         count: int | None = None,
         seed: int = 42,
@@ -522,17 +540,23 @@ class ParquetImages(_StoredImages):
         class_column: str | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
-        path = Path(path)
-        self._file = _open_parquet(path, image_column)
+        paths = [Path(path)] if isinstance(path, Path | str) else list(path)
+        where = paths[0] if len(paths) == 1 else paths[0].parent
+        files = [_open_parquet(p, image_column) for p in paths]
         self._image_column = image_column
-        self._starts = _row_group_starts(self._file, path)
+        self._groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+        self._starts = np.cumsum([0, *(rows for p, file in zip(paths, files, strict=True) for rows in _row_group_rows(file, p))])[:-1]
         self._reading, self._kept = threading.Lock(), {}
         try:
-            ids = _parquet_ids(self._file, image_column)
-            table = self._file.read(columns=_flat_columns(self._file.schema_arrow)).to_pandas()
+            ids = _parquet_ids(files, image_column)
+            table = self._table(files, where)
         except (pa.ArrowException, OSError) as error:
-            raise ImageSourceError(f"{path} is damaged: {error}") from error
-        self._fill(path, ids, table, size, count, seed, attributes, group_column, class_column, classes)
+            raise ImageSourceError(f"{where} is damaged: {error}") from error
+        self._fill(where, ids, table, size, count, seed, attributes, group_column, class_column, classes)
+
+    def _table(self, files: Sequence[pq.ParquetFile], where: Path) -> pd.DataFrame:
+        """Columns that can be an attribute, a class or a group, of all rows."""
+        return pa.concat_tables(file.read(columns=_flat_columns(file.schema_arrow)) for file in files).to_pandas()
 
     def _raw(self, place: int) -> bytes:
         group = int(np.searchsorted(self._starts, place, side="right")) - 1
@@ -541,19 +565,20 @@ class ParquetImages(_StoredImages):
             raise UnreadablePicture("the file holds no bytes for it; embed the pictures before writing the parquet file")
         return raw
 
-    def _row_group(self, group: int) -> pa.ChunkedArray:
+    def _row_group(self, number: int) -> pa.ChunkedArray:
         """Encoded pictures of a row group; the last two groups are kept."""
         with self._reading:
-            if group not in self._kept:
+            if number not in self._kept:
                 if len(self._kept) == KEPT_ROW_GROUPS:
                     del self._kept[next(iter(self._kept))]
                 column = f"{self._image_column}.bytes"
+                file, group = self._groups[number]
                 try:
-                    table = self._file.read_row_group(group, columns=[column])
+                    table = file.read_row_group(group, columns=[column])
                 except pa.ArrowException as error:
                     raise UnreadablePicture(f"row group {group} is damaged: {error}") from error
-                self._kept[group] = pc.struct_field(table.column(0), "bytes")
-            return self._kept[group]
+                self._kept[number] = pc.struct_field(table.column(0), "bytes")
+            return self._kept[number]
 
 
 def _open_parquet(path: Path, image_column: str) -> pq.ParquetFile:
@@ -571,8 +596,8 @@ def _open_parquet(path: Path, image_column: str) -> pq.ParquetFile:
     return file
 
 
-def _row_group_starts(file: pq.ParquetFile, path: Path) -> np.ndarray:
-    """(G,) first row of every row group."""
+def _row_group_rows(file: pq.ParquetFile, path: Path) -> list[int]:
+    """Number of rows of every row group."""
     groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=0)
     if largest > MAX_ROW_GROUP:
@@ -580,14 +605,14 @@ def _row_group_starts(file: pq.ParquetFile, path: Path) -> np.ndarray:
             f"{path} has a row group of {largest / 2**30:.3g} GiB, which would be read whole; "
             f"the limit is {MAX_ROW_GROUP / 2**30:.3g} GiB; write the file again with a smaller row_group_size, for example 1000"
         )
-    return np.cumsum([0, *(group.num_rows for group in groups)])[:-1]
+    return [group.num_rows for group in groups]
 
 
-def _parquet_ids(file: pq.ParquetFile, image_column: str) -> np.ndarray:
-    n = file.metadata.num_rows
-    if file.schema_arrow.field(image_column).type.get_field_index("path") >= 0:
-        column = file.read(columns=[f"{image_column}.path"]).column(0)
-        paths = pc.struct_field(column, "path").to_pylist()
+def _parquet_ids(files: Sequence[pq.ParquetFile], image_column: str) -> np.ndarray:
+    n = sum(file.metadata.num_rows for file in files)
+    if all(file.schema_arrow.field(image_column).type.get_field_index("path") >= 0 for file in files):
+        columns = [file.read(columns=[f"{image_column}.path"]).column(0) for file in files]
+        paths = [path for column in columns for path in pc.struct_field(column, "path").to_pylist()]
         if all(paths) and len(set(paths)) == n:
             return np.array(paths, dtype=str)
     return np.array([f"{row:0{len(str(max(n - 1, 0)))}d}" for row in range(n)], dtype=str)

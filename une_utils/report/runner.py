@@ -135,7 +135,7 @@ def run_inputs(notebook: Path, job: Job) -> dict[str, str]:
         "package": digest(json.dumps(package, sort_keys=True).encode()),
         "requirements": digest(requirements.read_bytes() if requirements.is_file() else b""),
         "weights": weights_hash(job.profile),
-        "pictures": digest(json.dumps(_picture_files(job.profile)).encode()),
+        "pictures": digest(json.dumps(_picture_files(job.profile) + _released_files(job.profile)).encode()),
     }
 
 
@@ -145,12 +145,20 @@ def _package_files() -> list[Path]:
 
 def _picture_files(profile: Profile) -> list[tuple[str, int, int]]:
     """Path, size in bytes and modification time in ns of every file that holds pictures or their attributes."""
-    if profile.images.source == "rendered":
+    if profile.images.source == "rendered" or profile.images.from_hub:  # a hub's commit is part of the profile
         return []
     path = profile.images.resolved_path()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     if profile.images.attributes_csv:
         files.append(path / profile.images.attributes_csv)  # relative to the pictures, as FolderImages reads it
+    return _stats(files)
+
+
+def _released_files(profile: Profile) -> list[tuple[str, int, int]]:
+    return _stats(sorted(profile.zoo.released_path().rglob("noises_*.npy"))) if profile.zoo.is_released else []
+
+
+def _stats(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(str(p), s.st_size, s.st_mtime_ns) for p in files if p.is_file() for s in [p.stat()]]
 
 

@@ -25,13 +25,13 @@ from une_utils.models.ddim import invert
 from une_utils.models.encoders import Encoder
 from une_utils.models.generators import Generator
 from une_utils.settings import Profile, ProfileError, load_profile
-from une_utils.zoo.store import View, Zoo, ZooError, views
+from une_utils.zoo.store import View, Zoo, ZooError, open_released_zoo, views
 
 KEPT_BYTES = 2**28  # a process keeps a profile's pictures for the next view when they are smaller than this
 
 
 def build(profile: Profile, workers: int | None = None, progress: bool = True) -> Zoo:
-    """Make or complete the zoo of a profile.
+    """Make or complete the zoo of a profile; of one with ``zoo.released``, check the released files and index them.
 
     Args:
         workers: processes, one core each; the number of cores when missing. With 1 everything runs in this process.
@@ -40,6 +40,9 @@ def build(profile: Profile, workers: int | None = None, progress: bool = True) -
         ZooError: the folder holds latents of other images, models or settings, or a latent is not finite.
     """
     _forget()
+    if profile.zoo.is_released:
+        everything = profile.model_copy(update={"images": profile.images.model_copy(update={"count": None})})
+        return open_released_zoo(profile, open_images(profile, pictures=False), open_images(everything, pictures=False))
     source = open_images(profile)
     zoo = Zoo(profile, source)
     todo = []

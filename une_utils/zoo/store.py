@@ -9,6 +9,9 @@ Layout of a zoo folder::
     <view>/done/<shard>.json     a marker for each finished shard: rows and hash of its bits
 
 A view is one (N, D) array: the inverted noise of a generator, the embedding of an encoder, or a baseline.
+
+The zoo of a profile with ``zoo.released`` holds zoo.json, index.zarr and a view.json for each view; the latents stay in the
+released files (`une_utils.zoo.released`).
 """
 
 from __future__ import annotations
@@ -26,14 +29,14 @@ import zarr
 from une_utils.files import digest, json_digest, model_hash, read_json, write_json
 from une_utils.images import ImageSource, fingerprint, train_mask
 from une_utils.settings import Model, Profile
+from une_utils.stored import StoredRows
+from une_utils.zoo import ZooError
+from une_utils.zoo.released import check_attributes, open_released, released_file
 
 FORMAT = 1
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "zarr")
 KINDS = ("noise", "untrained", "vae", "encoder", "pixels")
-
-
-class ZooError(RuntimeError):
-    """The zoo on disk is incomplete or was made from something else; the message says what and what to do."""
+IN_MEMORY = 2**30  # bytes as float32 up to which the latents of a released file are loaded
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,11 @@ class View:
 
 def views(profile: Profile) -> list[View]:
     """All views of a profile: the noise of each generator, each encoder, pixels, and the baselines of the first generator,
-    its VAE latents and its inversion through an untrained network."""
+    its VAE latents and its inversion through an untrained network. Of released latents there are no pixels and no baselines."""
     zoo, first = profile.zoo, profile.generators[0]
+    if zoo.is_released:
+        kinds = [("noise", m) for m in profile.generators] + [("encoder", m) for m in profile.encoders]
+        return [View(m.name, kind, m, {"released": f"noises_{m.name}.npy"}) for kind, m in kinds]
     inversion = {"convention": zoo.convention, "batch": zoo.batch}
     noise = [View(m.name, "noise", m, {"steps": m.steps or zoo.steps} | inversion) for m in profile.generators]
     control = View(f"{first.name}-untrained", "untrained", first, {"steps": zoo.untrained_steps, "seed": profile.seed} | inversion)
@@ -74,12 +80,13 @@ class Zoo:
     Args:
         profile: decides the folder, the images and the split.
         source: the profile's images; needed to make a new zoo, not to read a finished one.
+        file_rows: (N,) row of every image in released files, for `open_released_zoo`.
     """
 
-    def __init__(self, profile: Profile, source: ImageSource | None = None):
+    def __init__(self, profile: Profile, source: ImageSource | None = None, file_rows: np.ndarray | None = None):
         self.profile, self.path = profile, profile.zoo_path
         if source is not None:
-            self._make(source)
+            self._make(source, file_rows)
         self.info = read_json(self.path / "zoo.json")
         if not self.info:
             raise ZooError(f"there is no zoo at {self.path}; notebook 01 or `python -m une_utils.zoo.build --profile {profile.name}` makes it")
@@ -87,18 +94,19 @@ class Zoo:
         self.ids = np.array(index["ids"][:].tolist())
         self.attributes = index["attributes"][:].astype(bool)
         self.train = index["train"][:].astype(bool)
+        self._file_rows = index["file_rows"][:] if "file_rows" in index else np.arange(len(self.ids))  # rows of the released files
         self.attribute_names = tuple(self.info["attribute_names"])
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _make(self, source: ImageSource) -> None:
+    def _make(self, source: ImageSource, file_rows: np.ndarray | None) -> None:
         wanted = {
             "format": FORMAT,
             "images": fingerprint(source),
             "count": len(source),
             "attribute_names": list(source.attribute_names),
-            "split": {"seed": self.profile.seed, "train_fraction": self.profile.train_fraction},
+            "split": _split(self.profile, source),
             "shard_rows": self.profile.zoo.shard_rows,
         }
         found = read_json(self.path / "zoo.json")
@@ -109,6 +117,8 @@ class Zoo:
         index.create_array("ids", data=np.asarray(source.ids).astype(np.dtypes.StringDType()))
         index.create_array("attributes", data=source.attributes.astype(bool))
         index.create_array("train", data=train_mask(source, self.profile.train_fraction, self.profile.seed))
+        if file_rows is not None:
+            index.create_array("file_rows", data=file_rows)
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         write_json(self.path / "zoo.json", wanted | {"profile": self.profile.name, "packages": versions})
 
@@ -174,22 +184,91 @@ class Zoo:
     def names(self) -> list[str]:
         """Names of the views that are complete."""
         found = [v.name for v in views(self.profile) if (self.path / v.name / "view.json").is_file()]
+        if self.profile.zoo.is_released:
+            return found
         return [name for name in found if all(self._marker(name, i).is_file() for i in range(len(self.shards)))]
 
     def view_info(self, name: str) -> dict[str, Any]:
         """What a view was made from: kind, model hash, settings and shape of one latent."""
         return read_json(self.path / name / "view.json")
 
-    def latents(self, name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Latents (n, D) float32 of a complete view.
+    def latents(self, name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray | StoredRows:
+        """Latents (n, D) float32 of a complete view; rows of a file, to be read in blocks, where they are released and take
+        more than 1 GiB (`StoredRows`).
 
         Args:
             rows: (N,) mask, integers or a slice.
         """
+        places = np.arange(len(self))[rows]
+        if self.profile.zoo.is_released and 4 * len(places) * math.prod(self._complete(name)["shape"]) > IN_MEMORY:
+            return StoredRows(self._released(name), self._file_rows[places])
+        return self.read(name, places)
+
+    def read(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Latents (n, D) float32 of some rows of a complete view; not more is loaded than lies between the first and the last.
+
+        Args:
+            rows: (n,) integers, in any order.
+        """
+        self._complete(name)
+        if self.profile.zoo.is_released:
+            return np.asarray(self._released(name)[self._file_rows[rows]], dtype=np.float32)
+        first, last = (rows.min(), rows.max() + 1) if len(rows) else (0, 0)
+        array = zarr.open_array(self.path / name / "latents.zarr", mode="r")
+        return array[first:last][rows - first].astype(np.float32)
+
+    def _complete(self, name: str) -> dict[str, Any]:
         if name not in self.names:
             raise ZooError(f"view '{name}' is not complete in {self.path}; complete are: {', '.join(self.names) or 'none'}")
-        array = zarr.open_array(self.path / name / "latents.zarr", mode="r")
-        return array[:][rows].astype(np.float32)
+        return self.view_info(name)
+
+    def _released(self, name: str) -> np.memmap:
+        info = self.view_info(name)
+        return open_released(released_file(self.profile.zoo.released_path(), name), info["file"]["rows"], info["shape"][0])
+
+    def _open_released(self, full: int) -> None:
+        """Describe the views of released files; refuses files that are not the ones that the zoo was opened with before.
+
+        Args:
+            full: number of rows that the files should have.
+        """
+        for view in views(self.profile):
+            file = released_file(self.profile.zoo.released_path(), view.name)
+            latents = open_released(file, full)
+            some = np.ascontiguousarray(latents[np.linspace(0, full - 1, 16).astype(int)])  # hashing 5 GB would take a minute
+            shape = (latents.shape[1],)
+            wanted = _identity(view, shape) | {"file": {"rows": full, "dtype": str(latents.dtype), "some_rows_sha256": digest(some.tobytes())}}
+            found = read_json(self.path / view.name / "view.json")
+            if found:
+                _refuse_other(self.path / view.name, found, wanted)
+            write_json(self.path / view.name / "view.json", wanted)
+
+
+def open_released_zoo(profile: Profile, source: ImageSource, full: ImageSource) -> Zoo:
+    """The zoo of a profile with ``zoo.released``: an index and a description of every view, while the latents stay in their files.
+
+    Args:
+        source: the profile's images, pictures not needed.
+        full: all images of the data set, row i of a released file being image i; ``source`` has some of them.
+
+    Raises:
+        ZooError: a file is missing, damaged, or has another number of rows than ``full``; the files' attribute table is
+            another one; or the zoo was made from other files.
+    """
+    folder = profile.zoo.released_path()
+    check_attributes(folder, full)
+    place = {name: row for row, name in enumerate(full.ids)}
+    for view in views(profile):  # before anything is written
+        open_released(released_file(folder, view.name), len(full))
+    zoo = Zoo(profile, source, np.array([place[name] for name in source.ids]))
+    zoo._open_released(len(full))
+    return zoo
+
+
+def _split(profile: Profile, source: ImageSource) -> dict[str, Any] | str:
+    """What decides ``train``: the official split of the data set, or the seed and the share of a drawn one."""
+    official = getattr(source, "train", None) is not None
+    return "official" if official else {"seed": profile.seed, "train_fraction": profile.train_fraction}
 
 
 def _chunk(rows: int) -> int:
@@ -198,7 +277,7 @@ def _chunk(rows: int) -> int:
 
 
 def _identity(view: View, shape: tuple[int, ...]) -> dict[str, Any]:
-    weights = model_hash(view.model.resolved_path()) if view.model else None
+    weights = model_hash(view.model.resolved_path()) if view.model and "released" not in view.settings else None
     return asdict(view) | {"model": view.model.name if view.model else None, "weights": weights, "shape": list(shape), "format": FORMAT}
 
 
