@@ -81,3 +81,11 @@ def test_an_oracle_reads_factors(monkeypatch):
     readings = np.array([[0.2, 0.7], [-0.2, 0.1]])
     np.testing.assert_array_equal(judge.towards(readings, "Smiling") > judge.threshold("Smiling"), [True, False])
     np.testing.assert_array_equal(judge.towards(readings, "No_Beard") > judge.threshold("No_Beard"), [False, True])  # less beard
+
+
+def test_two_classes_that_exclude_each_other():
+    """No resample makes them uncorrelated; the judge is fitted on the rows as they are."""
+    zoo, x0, generator = world(attributes=("cat", "dog"))
+    zoo.attributes = np.column_stack([x0[:, 0] > 0.8, x0[:, 0] < -0.8])
+    judge = make_judge(load_profile("lfw"), zoo, generator, ["cat", "dog"])
+    assert judge.factors == ["cat", "dog"] and (judge.quality > 0.9).all()

@@ -54,7 +54,8 @@ def make_judge(profile: Profile, zoo: Zoo, generator: Generator, attributes: lis
     """The profile's oracle, or linear classifiers on VAE latents where nothing is known of the pictures' factors.
 
     The classifiers are fitted on *test* pictures, while directions come from the training pictures. With two attributes, their
-    rows are resampled until the two are uncorrelated, or one classifier would see its attribute in every change of the other.
+    rows are resampled until the two are uncorrelated, or one classifier would see its attribute in every change of the other;
+    two classes that exclude each other are left as they are.
 
     Args:
         generator: the first generator of the profile, whose VAE encodes finished pictures again.
@@ -77,7 +78,7 @@ def _oracle(profile: Profile, zoo: Zoo, attributes: list[str]) -> Judge:
 def _classifiers(profile: Profile, zoo: Zoo, generator: Generator, attributes: list[str]) -> Judge:
     x0, train, rows = zoo.latents(f"{profile.generators[0].name}-vae"), np.flatnonzero(zoo.train), np.flatnonzero(~zoo.train)
     Y = zoo.attributes[:, [zoo.attribute_names.index(n) for n in attributes]]
-    if len(attributes) == 2:
+    if len(attributes) == 2 and len(np.unique(Y[rows], axis=0)) == 4:  # classes that exclude each other cannot be made uncorrelated
         size = editing.largest_resample(*Y[rows].T, 0.0)
         rows = rows[editing.resample_with_correlation(*Y[rows].T, 0.0, size, profile.seed)]
     judge = probes.make_probe(None, probes.select_C(x0[rows], Y[rows], seed=profile.seed)[0]).fit(x0[rows], Y[rows])
