@@ -127,7 +127,7 @@ def ddim_scheduler(config: dict) -> DDIMScheduler:
     """
     known = inspect.signature(DDIMScheduler).parameters  # an LCM's config has keys that DDIM would warn about
     if not {"beta_schedule", "trained_betas"} & set(config):
-        raise ValueError(f"scheduler {config.get('_class_name')} has no beta_schedule; DDIM inversion needs a variance-preserving diffusion")
+        raise ValueError(f"scheduler {config.get('_class_name', '')} has no beta_schedule; DDIM inversion needs a variance-preserving diffusion")
     return DDIMScheduler.from_config({k: v for k, v in config.items() if k in known})
 
 

@@ -107,38 +107,37 @@ class PipelineGenerator(Generator):
         Raises:
             ValueError: a prompt for a model that reads none, or a class that the model does not know.
         """
-        described = {"StableDiffusionXLPipeline": self._read_xl, "DiTPipeline": self._read_class}.get(type(self.pipe).__name__, self._read_text)
+        read = {"StableDiffusionXLPipeline": self._read_xl, "DiTPipeline": self._read_class}.get(type(self.pipe).__name__, self._read_text)
         if prompt and not hasattr(self.pipe, "text_encoder") and not isinstance(self.pipe, diffusers.DiTPipeline):
             raise ValueError(f"{type(self.pipe).__name__} is unconditional, it reads no prompt (got '{prompt}')")
         embedded = self.unet.config.get("time_cond_proj_dim") is not None
         self.guidance = 1.0 if not prompt or embedded else guidance
-        self._condition, self._opposite = described(prompt, prompt == ""), described("", False) if self.guidance != 1 else None
+        self._condition, self._opposite = read(prompt), read("", beside=True) if self.guidance != 1 else None
         if embedded:
             w = torch.tensor([guidance - 1.0])
             embedding = self.pipe.get_guidance_scale_embedding(w, embedding_dim=self.unet.config.time_cond_proj_dim)
-            self._condition["timestep_cond"] = embedding.to(self.device, self.dtype)
+            self._condition["timestep_cond"] = embedding.to(self.device)
         return self
 
-    def _read_text(self, prompt: str, _alone: bool) -> dict[str, Any]:
+    def _read_text(self, prompt: str, beside: bool = False) -> dict[str, Any]:
         if not hasattr(self.pipe, "text_encoder"):
             return {}
         states = self.pipe.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)[0]
-        return {"encoder_hidden_states": states.to(self.device, self.dtype)}
+        return {"encoder_hidden_states": states.to(self.device)}
 
-    def _read_xl(self, prompt: str, alone: bool) -> dict[str, Any]:
+    def _read_xl(self, prompt: str, beside: bool = False) -> dict[str, Any]:
         """Both text encoders' states, the second one's pooled text, and the picture's size, which SDXL is told.
 
-        Beside a prompt, SDXL's "nothing" is zeros where the config says so (``force_zeros_for_empty_prompt``); an empty
+        ``beside`` a prompt, SDXL's "nothing" is zeros where the config says so (``force_zeros_for_empty_prompt``); an empty
         prompt that stands alone is read as text, as UNE's code does.
         """
         states, _, pooled, _ = self.pipe.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
-        if not prompt and not alone and self.pipe.config.force_zeros_for_empty_prompt:
+        if beside and self.pipe.config.force_zeros_for_empty_prompt:
             states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
-        size = torch.tensor([[self.pixels, self.pixels, 0, 0, self.pixels, self.pixels]])
-        added = {"text_embeds": pooled.to(self.device, self.dtype), "time_ids": size.to(self.device, self.dtype)}
-        return {"encoder_hidden_states": states.to(self.device, self.dtype), "added_cond_kwargs": added}
+        size = torch.tensor([[self.pixels, self.pixels, 0.0, 0.0, self.pixels, self.pixels]], device=self.device)
+        return {"encoder_hidden_states": states.to(self.device), "added_cond_kwargs": {"text_embeds": pooled.to(self.device), "time_ids": size}}
 
-    def _read_class(self, prompt: str, _alone: bool) -> dict[str, Any]:
+    def _read_class(self, prompt: str, beside: bool = False) -> dict[str, Any]:
         if prompt and prompt not in self.pipe.labels:
             raise ValueError(f"class '{prompt}' is not known; expected one of {', '.join(list(self.pipe.labels)[:10])} ... ({len(self.pipe.labels)})")
         number = self.pipe.labels[prompt] if prompt else self.unet.config.num_embeds_ada_norm  # the number after the last class: none
@@ -165,7 +164,7 @@ class PipelineGenerator(Generator):
 
     def _output(self, x: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, Any]) -> torch.Tensor:
         """One network call; a network that predicts variances too (DiT) has them in its last channels."""
-        output = self._forward(x, timestep=timesteps, return_dict=False, **_repeated(condition, len(x)))[0]
+        output = self._forward(x, timestep=timesteps, return_dict=False, **_repeated(condition, x))[0]
         return output[:, : x.shape[1]].float()
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -199,7 +198,7 @@ class PipelineGenerator(Generator):
 
     def invert(self, x0: torch.Tensor, schedule: Schedule, **options) -> Inversion:
         """``ddim.invert`` on the device, result on the CPU. Images whose latents are not finite are inverted again in
-        float32, with a warning.
+        float32 (the arithmetic; weights stay as they were rounded when they were loaded), with a warning.
 
         Raises:
             FloatingPointError: latents are not finite in float32 either.
@@ -237,9 +236,10 @@ def _move(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> 
     module.to(device) if module.dtype == dtype else module.to(device, dtype)
 
 
-def _repeated(condition: dict[str, Any], n: int) -> dict[str, Any]:
-    """A prompt's tensors (1, ...) as rows (n, ...)."""
-    return {k: _repeated(v, n) if isinstance(v, dict) else v.expand(n, *v.shape[1:]) for k, v in condition.items()}
+def _repeated(condition: dict[str, Any], x: torch.Tensor) -> dict[str, Any]:
+    """A prompt's tensors (1, ...) as one row for each of x, numbers in its type; labels stay integers."""
+    rows = {k: _repeated(v, x) if isinstance(v, dict) else v.expand(len(x), *v.shape[1:]) for k, v in condition.items()}
+    return {k: v.to(x.dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in rows.items()}
 
 
 def _not_finite(x: torch.Tensor) -> torch.Tensor:

@@ -130,7 +130,8 @@ def _dit(folder: Path) -> None:
         num_embeds_ada_norm=1000, norm_num_groups=4,
     )  # fmt: skip
     scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
-    pipe = DiTPipeline(transformer=transformer, vae=_vae(), scheduler=scheduler, id2label={"207": "golden retriever", "281": "tabby, tabby cat"})
+    pipe = DiTPipeline(transformer=transformer, vae=_vae(), scheduler=scheduler)
+    pipe.register_to_config(id2label={"207": "golden retriever", "281": "tabby, tabby cat"})
     pipe.save_pretrained(folder)
 
 
@@ -142,7 +143,8 @@ def _encoder(folder: Path, model: PreTrainedModel, kind: str, **processor) -> No
 
 def _clip(folder: Path) -> None:
     model = CLIPModel(CLIPConfig(text_config=_text_config().to_dict(), vision_config=VIT, projection_dim=12))
-    _encoder(folder, model, "CLIPImageProcessor", size={"shortest_edge": 32}, crop_size=dict(height=32, width=32), do_center_crop=True, resample=3, **CLIP_NORM)
+    size = dict(size={"shortest_edge": 32}, crop_size=dict(height=32, width=32), do_center_crop=True)
+    _encoder(folder, model, "CLIPImageProcessor", **size, resample=3, **CLIP_NORM)
     tokenizer().save_pretrained(folder)
 
 
