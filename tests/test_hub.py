@@ -3,11 +3,12 @@
 import errno
 import json
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import (
-    GatedRepoError, HfHubHTTPError, IncompleteSnapshotError, LocalEntryNotFoundError, RepositoryNotFoundError, Response, RevisionNotFoundError,
+    GatedRepoError, HfHubHTTPError, IncompleteSnapshotError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError,
 )  # fmt: skip
 
 from une_utils import hub
@@ -49,7 +50,7 @@ def answer(monkeypatch):
 
 
 def http(kind, status, message="refused"):
-    return kind(message, response=Response(status, request=None, headers={}))
+    return kind(message, response=SimpleNamespace(status_code=status, request=None, headers={}))
 
 
 @pytest.fixture

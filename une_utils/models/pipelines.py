@@ -82,7 +82,7 @@ class PipelineGenerator(Generator):
             raise ValueError(f"{path / 'model_index.json'}: no adapter for class '{kind}'; expected one of {', '.join(PIPELINES)}")
         device = torch.device(device) if device else default_device()
         dtype = torch.float32 if precise else dtype or HALF.get(device.type, torch.float32)
-        unchecked = {"safety_checker": None, "feature_extractor": None} if kind in PIPELINES[:2] else {}
+        unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False} if kind in PIPELINES[:2] else {}
         pipe = getattr(diffusers, kind).from_pretrained(
             path, local_files_only=True, use_safetensors=True, dtype={"unet": dtype, "transformer": dtype, "default": torch.float32}, **unchecked
         )
