@@ -33,6 +33,7 @@ from une_utils.files import model_hash, write_json
 from une_utils.images import open_images, to_model_range, train_mask
 from une_utils.images.captions import captions, vocabulary
 from une_utils.images.rendered import FACTORS, RenderedFaces
+from une_utils.models import tiny
 from une_utils.models.ddim import to_eps
 from une_utils.models.encoders import TOKENS, Encoder, tokenize
 from une_utils.models.generators import Generator, draw_noise
@@ -391,7 +392,10 @@ def measure(folder: Path, recipe: dict) -> None:
 
 
 def train_model(name: str, force: bool = False) -> None:
-    """Train one model from ``data/models/<name>/recipe.yaml``."""
+    """Train one model from ``data/models/<name>/recipe.yaml``, or write a tiny random one into the cache."""
+    if name in tiny.MODELS:
+        print(f"{name}: random weights in {tiny.write(name, cache_root() / 'models')}")
+        return
     folder = MODELS / name
     if not (folder / "recipe.yaml").is_file():
         raise ProfileError(f"model '{name}' has no recipe; expected {folder / 'recipe.yaml'}")
@@ -423,7 +427,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         profile = load_profile(arguments.profile)
-        for name in arguments.only or dict.fromkeys([*(m.path for m in profile.models), *filter(None, [profile.oracle])]):
+        for name in arguments.only or dict.fromkeys(filter(None, [*(m.path for m in profile.models), profile.oracle])):
             train_model(name, arguments.force)
     except ProfileError as error:
         print(f"error: {error}", file=sys.stderr)
