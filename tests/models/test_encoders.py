@@ -134,14 +134,14 @@ def reference(model, pixel_values):
 @pytest.mark.parametrize("side", [64, 24])
 @pytest.mark.parametrize("name", tiny.ENCODERS)
 def test_embeddings_are_those_of_transformers_with_its_processor(name, side, hub_model):
-    """Tolerance: pixels within 1.01 levels of 255 of PIL's, a tenth of a level on average, and embeddings within 2 % (root mean square)
+    """Tolerance: pixels within two levels of 255 of PIL's, a tenth of a level on average, and embeddings within 2 % (root mean square)
     of those of PIL's pixels. Given the same pixels, embeddings are equal."""
     folder, images = hub_model(name), RenderedFaces(3, size=side, seed=4).load(range(3))
     encoder = Encoder.load(folder)
     x = torch.from_numpy(to_model_range(images))
     wanted, ours = processed(folder, images), encoder.processor(x)
     levels = (ours - wanted).abs() * torch.tensor(encoder.processor.std).view(1, 3, 1, 1) * 255
-    assert ours.shape == wanted.shape and levels.max() < 1.01 and levels.mean() < 0.1
+    assert ours.shape == wanted.shape and levels.max() < 2.01 and levels.mean() < 0.1
     with torch.no_grad():
         expected, same = reference(encoder.model, wanted), reference(encoder.model, ours)
     found = encoder.embed(x)

@@ -13,17 +13,20 @@ FILTERS = {2: "bilinear", 3: "bicubic"}  # numbers of PIL's resampling filters
 WARPED = 384  # ConvNeXt's processor warps pictures from this size on; below, it resizes to more and crops
 
 
-def resize(images: torch.Tensor, side: int, mode: str = "bilinear") -> torch.Tensor:
+def resize(images: torch.Tensor, side: int, mode: str = "bilinear", levels: bool = False) -> torch.Tensor:
     """Square pictures (N, 3, H, H) resized to (N, 3, side, side) with PIL's filter ("bilinear" or "bicubic"), antialiased.
 
-    The filter's weights are PIL's. PIL works on bytes in fixed point and rounds after each axis; here everything is float,
-    so before any rounding a value differs by about one level of 255 at most, and bicubic may leave the range.
+    The filter's weights are PIL's, up to its fixed point. PIL works on bytes: first along rows, then along columns, each time
+    rounded and cut off. With ``levels`` values in 0..255 are treated so too, and differ from PIL's by a level in few places.
+    Without, nothing is rounded, values differ from PIL's by about one level of 255, and bicubic may leave the range.
     """
     if images.shape[-2] != images.shape[-1]:
         raise ValueError(f"expected square pictures (N, 3, H, H), got {tuple(images.shape)}; crop them first")
-    if images.shape[-1] == side:
-        return images
-    return F.interpolate(images, size=(side, side), mode=mode, antialias=True)
+    for size in ((images.shape[-2], side), (side, side)):
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size=size, mode=mode, antialias=True)
+            images = (images + 0.5).floor().clamp(0, 255) if levels else images  # halves go up, as in PIL
+    return images
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Processor:
         resized: side after resizing, pixels; None to leave pictures as they are.
         cropped: side of the central part that is kept; None for all.
         mode: filter of ``resize``.
-        bytes: resized values are rounded to levels of 0..255 and cut off there, as on a picture of bytes.
+        bytes: it resizes pictures of bytes, so values are rounded to levels of 0..255.
         scale: factor from levels to the values that mean and std belong to, usually 1 / 255.
         mean, std: per channel.
     """
@@ -79,9 +82,7 @@ class Processor:
         """Pictures (N, 3, H, H) in [-1, 1] as the model's ``pixel_values`` (N, 3, h, h)."""
         levels = (images + 1) * 127.5
         if self.resized:
-            levels = resize(levels, self.resized, self.mode)
-        if self.bytes:
-            levels = levels.round().clamp(0, 255)
+            levels = resize(levels.round() if self.bytes else levels, self.resized, self.mode, self.bytes)
         if self.cropped:
             start = (levels.shape[-1] - self.cropped) // 2
             if start < 0:
