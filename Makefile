@@ -4,15 +4,18 @@ PYTHON ?= python3
 ARGS ?=
 
 PY := .venv/bin/python
-# Tests never reach the network; the package's own use one thread, unless the environment says otherwise.
-OFFLINE := HF_HUB_OFFLINE="$${HF_HUB_OFFLINE:-1}"
+# Tests never reach the network. Whole files run side by side, JOBS at a time and one thread each: two processes with a thread
+# get more out of two cores than one process with two threads.
+JOBS ?= 2
+ALONE := HF_HUB_OFFLINE="$${HF_HUB_OFFLINE:-1}" OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"
+SPREAD := -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help reproduce train test bench clean
 
 help: ## show this list
 	@echo "make reproduce [PROFILE=mini] [ARGS=...]   run all notebooks headless and make every figure again"
-	@echo "make test                                  run the tests, then check the notebooks' outputs (nbval)"
+	@echo "make test [JOBS=2]                         run the tests, then check the notebooks' outputs (nbval), JOBS files at a time"
 	@echo "make train [PROFILE=mini]                  train the profile's models that have no weights yet"
 	@echo "make bench                                 run the scripts in benchmarks/, one after the other"
 	@echo "make clean                                 delete what git ignores and make can make again: .venv, data/cache"
@@ -27,9 +30,11 @@ train: .venv/.installed
 
 test: .venv/.installed
 	@echo "tests of the package"
-	@$(OFFLINE) OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(PY) -m pytest
+	@$(ALONE) $(PY) -m pytest $(SPREAD)
+	@echo "latents of the pictures (NoiseZoo), which all notebooks share"
+	@$(ALONE) $(PY) -m une_utils.zoo.build --profile mini
 	@echo "notebooks against their committed outputs"
-	@$(OFFLINE) UNE_FIGURES="$(CURDIR)/data/cache/nbval-figures" $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 3600 notebooks
+	@$(ALONE) UNE_FIGURES="$(CURDIR)/data/cache/nbval-figures" $(PY) -m pytest $(SPREAD) --nbval-lax --nbval-current-env --nbval-cell-timeout 3600 notebooks
 
 bench: .venv/.installed
 	@for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script" || exit 1; done

@@ -89,7 +89,7 @@ def test_every_dependency_of_the_package_is_pinned():
 
 def test_the_extra_dev_repeats_the_pins():
     extra = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]["dev"]
-    assert {"pytest", "nbval", "ruff"} == {PIN.fullmatch(line)[1] for line in extra}
+    assert {"pytest", "pytest-xdist", "nbval", "ruff"} == {PIN.fullmatch(line)[1] for line in extra}
     assert {line for line in extra if not line.startswith("ruff")} <= set(requirements())
 
 
@@ -106,13 +106,16 @@ def test_every_target_is_in_the_help():
     assert makefile_targets() - {"help"} == set(re.findall(r"^make ([a-z]+)", shown, flags=re.MULTILINE))
 
 
-def test_tests_come_before_nbval():
+def test_tests_come_before_nbval_and_notebooks_share_a_zoo_that_is_there():
     dry_run = ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", "test"]
     lines = subprocess.run(dry_run, capture_output=True, text=True, check=True).stdout.splitlines()
     commands = [line for line in lines if "-m pytest" in line]
     assert ["--nbval-lax" in line for line in commands] == [False, True]
     assert all("HF_HUB_OFFLINE" in line for line in commands)
-    assert "OMP_NUM_THREADS" in commands[0] and "UNE_FIGURES" in commands[1]  # a check must not touch the committed figures
+    assert all("OMP_NUM_THREADS" in line and "-n 2 --dist loadfile" in line for line in commands)
+    assert "UNE_FIGURES" in commands[1]  # a check must not touch the committed figures
+    order = [line.split(" -m ")[1].split()[0] for line in lines if " -m " in line]
+    assert order == ["pytest", "une_utils.zoo.build", "pytest"]  # two notebooks at a time would build the zoo twice
 
 
 def test_ci_runs_the_tests_and_nothing_else():
@@ -129,7 +132,7 @@ def test_ci_runs_the_tests_and_nothing_else():
 @pytest.mark.parametrize("name", profile_names())
 def test_models_of_every_profile_have_a_recipe(name):
     profile = load_profile(name)
-    trained = () if profile.zoo.is_released else (*profile.generators, *profile.encoders)  # released latents come without weights
+    trained = () if profile.zoo.is_released else profile.models  # released latents come without weights
     missing = [m.path for m in trained if not (MODELS / m.path / "recipe.yaml").is_file()]
     assert not missing
 

@@ -181,6 +181,7 @@ class Profile(_Section):
     generators: list[Model] = Field(min_length=1, description="the first one plays the main part")
     encoders: list[Model] = Field(min_length=1)
     variants: list[Model] = Field([], description="further generators, looked at in the ablations only (notebook 08)")
+    checkpointed: list[Model] = Field([], description="one recipe, several seeds, states of the training kept (notebook 10)")
     oracle: str | None = Field(None, description="model below ``data/models`` that judges edits of rendered faces")
     classes: list[str] = Field([], description="attributes of which a picture has one; edits go from the first to the second (notebook 08b)")
     skip: dict[str, str] = Field({}, description="number of a notebook that this profile does not run -> the reason")
@@ -189,11 +190,16 @@ class Profile(_Section):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Profile:
-        names = [m.name for m in (*self.generators, *self.encoders, *self.variants)]
+        names = [m.name for m in self.models]
         double = sorted({n for n in names if names.count(n) > 1})
         if double:
             raise ValueError(f"model names must be unique, found twice: {', '.join(double)}")
         return self
+
+    @property
+    def models(self) -> list[Model]:
+        """All generators and encoders, whatever their part."""
+        return [*self.generators, *self.encoders, *self.variants, *self.checkpointed]
 
     @property
     def zoo_path(self) -> Path:

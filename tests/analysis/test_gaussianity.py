@@ -160,7 +160,9 @@ def test_duplicate_rows_leave_fewer_principal_directions():
     assert 1 <= len(g.principal_direction_tests(x, components=20).index) <= 4
 
 
-def test_projections_are_those_of_the_directions_and_rows():
+@pytest.mark.parametrize("gathered_row", [0, 10**9], ids=["few rows gathered", "all rows projected"])
+def test_projections_are_those_of_the_directions_and_rows(monkeypatch, gathered_row):
+    monkeypatch.setattr(g, "_GATHERED_ROW", gathered_row)
     x = np.random.default_rng(9).standard_normal((300, 500)).astype(np.float32)
     group = np.arange(7) // 3
     rows = g._draw_rows(1, group, 300, 20)
@@ -172,7 +174,9 @@ def test_projections_are_those_of_the_directions_and_rows():
     assert all(len(set(r)) == 20 for r in rows) and rows.max() < 300
 
 
-def test_every_storage_gives_the_same_numbers(tmp_path, monkeypatch):
+@pytest.mark.parametrize("gathered_row", [0, 10**9], ids=["few rows gathered", "all rows projected"])
+def test_every_storage_gives_the_same_numbers(tmp_path, monkeypatch, gathered_row):
+    monkeypatch.setattr(g, "_GATHERED_ROW", gathered_row)
     x = np.random.default_rng(10).standard_normal((100, 64)).astype(np.float16)
     np.save(tmp_path / "x.npy", x)
     statistics = lambda latents: g.projection_tests(latents, projections=20, rows=30).to_frame()["statistic"]

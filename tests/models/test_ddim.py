@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, UNet2DModel
 
-from une_utils.models.ddim import CONVENTIONS, PREDICTION_TYPES, Schedule, invert, make_schedule, move, sample, to_eps
+from une_utils.models.ddim import CONVENTIONS, PREDICTION_TYPES, Schedule, invert, make_schedule, move, predictions, sample, to_eps
 
 
 def scheduler(**changes):
@@ -231,6 +231,49 @@ def test_true_noise_makes_target_inversion_exact():
     torch.testing.assert_close(back.trajectory, path.flip(0), rtol=1e-4, atol=1e-4)
     for convention in ("current", "une"):  # shifted by a level: not the inverse, whatever the model knows
         assert rms(invert(lambda x, t: said[t], path[-1], schedule, convention=convention).latents - start) > 1e-2
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_predictions_are_what_the_network_said(prediction_type):
+    """Read from the states of a path in either direction, for every prediction type."""
+    schedule = make_schedule(scheduler(prediction_type=prediction_type), 20)
+    model, start = Gaussian(schedule, 1.7), noise(3, 4, 4, 4, dtype=torch.float64)
+    path = sample(model, start, schedule, trajectory=True)
+    said = torch.stack([model.eps_slope(a) * x for x, a in zip(path, schedule.levels[:0:-1], strict=False)])
+    torch.testing.assert_close(predictions(path, schedule.levels[::-1]), said)
+    single = predictions(sample(model, start.float(), schedule, trajectory=True), schedule.levels[::-1])
+    torch.testing.assert_close(single, said.float(), rtol=0, atol=1e-3)
+    back = invert(model, path[-1], schedule, trajectory=True).trajectory
+    for i, eps in enumerate(predictions(back, schedule.levels)):
+        torch.testing.assert_close(move(back[i], eps, schedule.levels[i], schedule.levels[i + 1]), back[i + 1])
+
+
+def test_predictions_need_a_level_for_every_state():
+    with pytest.raises(ValueError, match="3 states need as many levels, got 2"):
+        predictions(noise(3, 1, 4), (1.0, 0.9))
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_an_inversion_is_continued_from_its_own_states(convention):
+    schedule, x0 = make_schedule(scheduler(), 10), noise(2, 4, 4, 4)
+    whole = invert(bent, x0, schedule, convention=convention, trajectory=True)
+    rest = invert(bent, whole.trajectory[3], schedule, convention=convention, start=3)
+    assert torch.equal(rest.latents, whole.latents) and rest.level == whole.level and rest.calls == whole.calls - 3
+
+
+def test_a_state_of_the_sampling_path_is_at_the_level_that_start_expects():
+    """True states in place of the first inverted ones: the more of them, the nearer to the noise that the path began with."""
+    schedule = make_schedule(scheduler(), 20)
+    model, first = Gaussian(schedule, 1.7), noise(3, 4, 4, 4, dtype=torch.float64)
+    path = sample(model, first, schedule, trajectory=True)
+    errors = [rms(invert(model, path[-1 - k], schedule, start=k).latents - first) for k in (0, 1, 5, 19)]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0]
+
+
+@pytest.mark.parametrize("start", [-1, 10])
+def test_start_leaves_a_step(start):
+    with pytest.raises(ValueError, match=f"start = {start} must leave at least one of the 10 steps"):
+        invert(bent, noise(1, 4), make_schedule(scheduler(), 10), start=start)
 
 
 def diffusers_inverse(model, x0, forward, steps):

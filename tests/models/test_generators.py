@@ -7,7 +7,8 @@ import torch
 
 from une_utils.models.ddim import invert, sample
 from une_utils.models.encoders import Encoder
-from une_utils.models.generators import Generator, draw_noise
+from une_utils.models.generators import Generator, draw_noise, one_per_space
+from une_utils.settings import Model
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +144,12 @@ def test_missing_weights(tmp_path):
         Generator.load(tmp_path / "nothing")
     with pytest.raises(OSError):
         Encoder.load(tmp_path / "nothing")
+
+
+def test_first_generator_of_each_space(tiny_models, tmp_path):
+    """Pixel models have no folder "vae"; the order of the profile decides which one stands for its space."""
+    (tmp_path / "pixels" / "unet").mkdir(parents=True)
+    latent, again = (Model(name=n, path=str(tiny_models.generator)) for n in ("latent", "again"))
+    pixels = Model(name="pixels", path=str(tmp_path / "pixels"))
+    assert one_per_space([latent, again, pixels]) == {"latent diffusion": latent, "pixel diffusion": pixels}
+    assert one_per_space([again]) == {"latent diffusion": again}

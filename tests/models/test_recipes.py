@@ -13,7 +13,8 @@ from une_utils.images.rendered import FACTORS
 from une_utils.models import train as recipes
 from une_utils.models.ddim import invert, sample
 from une_utils.models.encoders import Encoder
-from une_utils.models.generators import Generator, draw_noise
+from une_utils.models.generators import Generator, checkpoints, draw_noise
+from une_utils.models.losses import noise_loss
 from une_utils.models.oracle import Oracle
 from une_utils.settings import ProfileError
 
@@ -87,6 +88,20 @@ def test_pixel_diffusion(train_model):
     schedule = generator.schedule(5)
     noise = invert(generator, x0, schedule, fixed_point=80, tolerance=1e-7).latents
     torch.testing.assert_close(sample(generator, noise, schedule), x0, atol=1e-3, rtol=0)
+
+
+def test_states_of_the_training_ship(train_model, monkeypatch):
+    """Each is a model of its own; the loss sees the pictures and, with flip, their mirror images."""
+    seen = []
+    monkeypatch.setattr(recipes, "noise_loss", lambda unet, x0, *args, **kwargs: seen.append(x0) or noise_loss(unet, x0, *args, **kwargs))
+    unet = UNET | {"side": 16, "attention": [False, False, True], "groups": 8, "head": 16, "keep": [0, 2]}
+    folder = train_model("kept", {k: v for k, v in FIRST.items() if k != "vae"} | {"kind": "pixel-diffusion", "flip": True, "unet": unet})
+    assert checkpoints(folder) == {0: "unet-00000", 2: "unet-00002", UNET["steps"]: "unet"}
+    states = [Generator.load(folder, unet=name).unet for name in checkpoints(folder).values()]
+    assert states[0].config.norm_num_groups == 8 and states[0].config.attention_head_dim == 16
+    weights = [state.conv_in.weight for state in states]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    assert len(seen[0]) == 2 * IMAGES["rendered"] and torch.equal(seen[0][: IMAGES["rendered"]].flip(3), seen[0][IMAGES["rendered"] :])
 
 
 def test_clip_recipe(train_model):

@@ -1,5 +1,6 @@
 """The training loop, the losses, and training from a recipe."""
 
+import copy
 import csv
 import json
 import math
@@ -120,6 +121,21 @@ def test_killed_run_goes_on_from_the_last_checkpoint(tmp_path, whole, save_secon
     assert same(run(tmp_path, on_step=seen.append), whole[0])
     assert seen[0] == goes_on_at
     assert rows(tmp_path) == whole[1]
+
+
+def test_states_on_the_way_are_the_average_after_so_many_steps(tmp_path, whole):
+    """Also for a run that was stopped: the states before the stop are kept, the others come when it goes on."""
+    kept = {}
+    options = {"keep": (0, 4, 8), "keeper": lambda step, ema: kept.setdefault(step, copy.deepcopy(ema))}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 6, **options)
+    assert list(kept) == [0, 4] and same(kept[0], conv_net())
+    assert same(run(tmp_path, **options), whole[0])  # the keeper changes nothing
+    assert list(kept) == [0, 4, 8] and not same(kept[4], kept[8])
+    again = {}
+    (tmp_path / "again").mkdir()
+    run(tmp_path / "again", keep=(4, 8), keeper=lambda step, ema: again.setdefault(step, copy.deepcopy(ema)))
+    assert all(same(again[step], kept[step]) for step in (4, 8))
 
 
 def test_a_new_run_starts_a_new_log(tmp_path, whole):

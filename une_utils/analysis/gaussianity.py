@@ -12,6 +12,7 @@ variance.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ MAX_ROWS = 5000  # Royston fitted the Shapiro-Wilk p value up to here
 AD_CRITICAL = 0.752  # 5 % point of A*^2, mean and variance estimated: D'Agostino and Stephens (1986), Table 4.7
 _BLOCK_BYTES = 64 * 2**20
 _TILE_BYTES = 2 * 2**20  # rows on their way through a projection: about one core's share of the cache
+_GATHERED_ROW = 24  # a row that is gathered for one direction takes about as long as this many in a product of two matrices
 
 
 @dataclass(frozen=True)
@@ -281,9 +283,9 @@ def projection_tests(
     independent coordinates, near 1 for D = 1; `pass_rates` estimates it. Directions and rows depend on (seed, number of the
     direction) alone, not on blocks or threads.
 
-    Memory beyond the input: per thread the directions of one draw (at most 64 MB, or one direction) and 2 MB (or one row) of
-    latents, plus projections x rows x 8 bytes a few times over for the tests; never a copy of the latents, which may be a
-    memory map. Raises ValueError for N < 8, for values that are not finite, and for counts below 1.
+    Memory beyond the input: per thread three blocks of at most 64 MB (directions, latents, projections), plus projections x rows x
+    8 bytes a few times over for the tests; never a copy of the latents, which may be a memory map. Raises ValueError for N < 8,
+    for values that are not finite, and for counts below 1.
     """
     n, d, rows = _check(latents, rows)
     share = 1 if subsets == "each" else int(subsets)
@@ -374,27 +376,42 @@ def _project(
 ) -> np.ndarray:
     """Projected samples (P, rows): sample p is latents[rows[group[p]]] @ directions(p, p + 1)[0], as float64.
 
-    Reading 250 rows of 16,384 values is bound by memory, so rows pass through a small buffer that stays in cache instead of being
-    gathered whole, and threads (as many as BLAS would use) work on separate directions.
+    Threads (as many as BLAS would use) work on separate directions. Gathering rows for one direction is bound by memory: where
+    all N rows cost less as a product of two matrices than its few rows do gathered, all are projected and the few are picked.
     """
     d = latents.shape[1]
     out = np.empty((len(group), rows.shape[1]), dtype=np.float64)
-    height = int(np.clip(_TILE_BYTES // (4 * d), 1, rows.shape[1]))
-
-    def work(pieces: list[tuple[int, int, int]]) -> None:
-        tile = np.empty((height, d), dtype=latents.dtype)
-        for g, start, stop in pieces:
-            block = directions(start, stop)
-            for first in range(0, rows.shape[1], height):
-                chosen = rows[g, first : first + height]
-                picked = _take(latents, chosen, tile[: len(chosen)])
-                out[start:stop, first : first + len(chosen)] = block @ np.asarray(picked, dtype=np.float32).T
-
-    pieces = list(_group_slices(group, max(1, _BLOCK_BYTES // (4 * d))))
+    share = len(group) / len(rows)
+    limit = max(1, _BLOCK_BYTES // (4 * d))
+    if len(latents) <= _GATHERED_ROW * rows.shape[1] / share:
+        pieces = [(part.start, part.stop) for part in slices(len(group), limit)]
+        fill = partial(_project_all, latents, directions, group, rows, out)
+    else:
+        pieces = list(_group_slices(group, limit))
+        fill = partial(_project_gathered, latents, directions, rows, out)
     threads = max([pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, [pieces[worker::threads] for worker in range(threads)]))
+        list(pool.map(lambda piece: fill(*piece), pieces))
     return out
+
+
+def _project_all(latents, directions, group, rows, out, start: int, stop: int) -> None:
+    """Samples start to stop: every row on their directions, in blocks of rows, then each sample's own."""
+    block = directions(start, stop)
+    scores = np.empty((stop - start, len(latents)), dtype=np.float32)
+    for part in slices(len(latents), max(1, _BLOCK_BYTES // (4 * latents.shape[1]))):
+        scores[:, part] = block @ np.asarray(read_rows(latents, part), dtype=np.float32).T
+    out[start:stop] = np.take_along_axis(scores, rows[group[start:stop]], axis=1)
+
+
+def _project_gathered(latents, directions, rows, out, g: int, start: int, stop: int) -> None:
+    """Samples start to stop of one group: its rows pass through a small buffer that stays in cache."""
+    d = latents.shape[1]
+    block = directions(start, stop)
+    tile = np.empty((int(np.clip(_TILE_BYTES // (4 * d), 1, rows.shape[1])), d), dtype=latents.dtype)
+    for part in slices(rows.shape[1], len(tile)):
+        picked = _take(latents, rows[g, part], tile[: part.stop - part.start])
+        out[start:stop, part] = block @ np.asarray(picked, dtype=np.float32).T
 
 
 def _take(latents: np.ndarray, rows: np.ndarray, buffer: np.ndarray) -> np.ndarray:

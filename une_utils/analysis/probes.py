@@ -79,10 +79,10 @@ class RidgeLogistic(_LinearScores):
     bounds the estimated gap of the loss to its minimum relative to the loss. Attributes after `fit`: coef_ (A, D) and
     intercept_ (A,) float64, n_iter_ (A,) Newton steps, converged_ (A,) bool, loss_ (A,) the objective above.
 
-    How: the penalty does not see a rotation of the features, so they are centred and rotated once onto their principal axes,
+    How: the penalty does not see a rotation of the features, so they are centred and looked at along their principal axes,
     which all attributes share. There every Hessian is close to diagonal, and Newton-CG with that diagonal as preconditioner
-    needs few products with X however ill-conditioned the features are. Hessian products run in float32, as an error there costs
-    a step and not the answer; losses and gradients run in float64.
+    needs few products with X however ill-conditioned the features are. Losses and steps are float64; products with X are float32,
+    whose rounding moves the optimum's loss by some 1e-11 of it, unless axes that matter would drown in that rounding.
     """
 
     def __init__(self, C: float | np.ndarray = 1.0, tol: float = 1e-9, max_iter: int = 100):
@@ -97,46 +97,58 @@ class RidgeLogistic(_LinearScores):
         C = np.broadcast_to(np.asarray(self.C, dtype=np.float64), Y.shape[1:])
         if not (np.isfinite(C).all() and (C > 0).all()):
             raise ValueError("C must be positive and finite")
-        mean = X.mean(axis=0, dtype=np.float64)
-        basis, rotated = _principal_basis(X - mean)  # (D, K), (N, K)
-        weights, bias, self.loss_, self.n_iter_, self.converged_ = _newton_cg(rotated, Y, C, self.tol, self.max_iter)
-        self.coef_ = (basis @ weights).T
-        self.intercept_ = bias - self.coef_ @ mean
+        mean = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+        for precision in (np.float32, np.float64):
+            rows, axes, power, back = _principal_axes(np.subtract(X, mean).astype(precision, copy=False))
+            if _resolved(power, precision, C.max() * len(X)):
+                break
+        weights, bias, self.loss_, self.n_iter_, self.converged_ = _newton_cg(rows, axes, power, Y, C, self.tol, self.max_iter)
+        self.coef_ = (back @ weights).T
+        self.intercept_ = bias - self.coef_ @ mean.astype(np.float64)
         return self
 
 
-def _principal_basis(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal basis (D, K) of the principal axes of centred rows (N, D) and the rows in it (N, K), K = min(N, D), float64.
+def _principal_axes(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows (N, M), their principal axes (M, K), K = min(N, D), both of the type of the centred rows (N, D); the rows' mean square
+    along each axis (K,); and what brings weights on the axes back to features (D, K) float64.
 
-    An optimum of a penalised fit lies in the span of the rows, so N < D loses nothing by K = N (and saves the dual form).
+    The rows are the given ones, M = D; N < D rows are first written in an orthonormal basis of their span, M = N: an optimum of a
+    penalised fit lies there, so nothing is lost (and the dual form is saved). They are not rotated, which would cost a product
+    with all of them: the axes are applied to weights and gradients instead. Axes that are a little off cost steps, not accuracy.
     """
     n, d = centred.shape
-    if n >= d:
-        basis = linalg.eigh(centred.T @ centred)[1]
-        return basis, centred @ basis
-    span, triangle = linalg.qr(centred.T, mode="economic")  # (D, N), (N, N): an orthonormal span even for repeated rows
-    rotation = linalg.eigh(triangle @ triangle.T)[1]
-    return span @ rotation, triangle.T @ rotation
+    span, precision = None, centred.dtype
+    if n < d:
+        span, triangle = linalg.qr(centred.T.astype(np.float64), mode="economic")  # (D, N), (N, N): orthonormal even for repeated rows
+        centred = np.ascontiguousarray(triangle.T, dtype=precision)
+    squares, axes = linalg.eigh((centred.T @ centred).astype(np.float64))
+    return centred, axes.astype(precision), np.maximum(squares, 0) / n, axes if span is None else span @ axes
+
+
+def _resolved(power: np.ndarray, precision: type, weight: float) -> bool:
+    """Whether rows of that precision hold every axis that matters to at least four digits.
+
+    An axis matters where the data outweigh the penalty, weight * power / 4 > 1 (a quarter is the largest curvature of the loss);
+    rows are rounded relative to their largest axis.
+    """
+    counts = power[weight * power > 4]
+    return not len(counts) or counts.min() ** 0.5 > 1e4 * np.finfo(precision).eps * power.max() ** 0.5
 
 
 def _newton_cg(
-    Z: np.ndarray, Y: np.ndarray, C: np.ndarray, tol: float, max_iter: int
+    rows: np.ndarray, axes: np.ndarray, power: np.ndarray, Y: np.ndarray, C: np.ndarray, tol: float, max_iter: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Weights (K, A), and biases, losses, Newton steps and convergence (A,) each, for centred Z (N, K) and labels Y (N, A).
+    """Weights (K, A) on the axes, and biases, losses, Newton steps and convergence (A,) each, for labels Y (N, A).
 
-    Batched Newton-CG: each product with Z serves all attributes that are still moving. Steps are halved until the loss falls
-    enough (Armijo), which needs no product because scores are linear along a step.
+    Batched Newton-CG: each product with the rows serves all attributes that are still moving. Steps are halved until the loss
+    falls enough (Armijo), which needs no product because scores are linear along a step.
     """
-    n, k = Z.shape
     a = Y.shape[1]
     sign = np.where(Y, 1.0, -1.0)
-    fast = Z.astype(np.float32)
-    power = (Z**2).mean(axis=0)[:, None]  # (K, 1)
-    theta = np.zeros((k + 1, a))  # last row: biases
+    theta = np.zeros((len(power) + 1, a))  # last row: biases
     # the best constant model: without it rare attributes spend their first steps on the bias
-    rate = Y.mean(axis=0)
-    theta[-1] = special.logit(rate)
-    scores = np.tile(theta[-1], (n, 1))  # (N, A)
+    theta[-1] = special.logit(Y.mean(axis=0))
+    scores = np.tile(theta[-1], (len(Y), 1))  # (N, A)
     loss = C * _log_loss(scores * sign)
     steps = np.zeros(a, dtype=int)
     converged = np.zeros(a, dtype=bool)
@@ -146,17 +158,21 @@ def _newton_cg(
         probability = special.expit(scores[:, moving])
         slope = c * (probability - Y[:, moving])  # derivative of the loss by the scores (N, M)
         curvature = c * probability * (1 - probability)
-        gradient = np.vstack([Z.T @ slope + theta[:-1, moving], slope.sum(axis=0)])
+        gradient = np.vstack([_onto_axes(rows, axes, slope) + theta[:-1, moving], slope.sum(axis=0)])
         total = curvature.sum(axis=0)
-        diagonal = np.vstack([1 + power * total, total + np.finfo(float).tiny])
-        step = _conjugate_gradient(fast, curvature.astype(np.float32), gradient, diagonal)
+        diagonal = np.vstack([1 + power[:, None] * total, total + np.finfo(float).tiny])
+        open_ = 0.5 * (gradient**2 / diagonal).sum(axis=0) > 0.1 * tol * loss[moving]  # else at the minimum, ten times over: no step is needed
+        converged[moving[~open_]] = True
+        moving, curvature, gradient, diagonal = moving[open_], curvature[:, open_], gradient[:, open_], diagonal[:, open_]
+        if not len(moving):
+            break
+        step, score_step = _conjugate_gradient(rows, axes, curvature.astype(rows.dtype), gradient, diagonal)
         decrease = -(gradient * step).sum(axis=0)  # squared Newton decrement; half of it estimates the gap to the minimum
         done = 0.5 * decrease <= tol * loss[moving]
         converged[moving[done]] = True
-        moving, step, decrease = moving[~done], step[:, ~done], decrease[~done]
+        moving, step, score_step, decrease = moving[~done], step[:, ~done], score_step[:, ~done], decrease[~done]
         if not len(moving):
             break
-        score_step = Z @ step[:-1] + step[-1]
         new_theta, new_scores, new_loss, stuck = _line_search(
             theta[:, moving], scores[:, moving], loss[moving], step, score_step, decrease, sign[:, moving], C[moving]
         )
@@ -168,20 +184,32 @@ def _newton_cg(
     return theta[:-1], theta[-1], loss, steps, converged
 
 
+def _along_axes(rows: np.ndarray, axes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Scores (N, A), of the rows' type, of weights (K, A) on the axes."""
+    return rows @ (axes @ weights.astype(rows.dtype))
+
+
+def _onto_axes(rows: np.ndarray, axes: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """The transpose of `_along_axes`: (N, A) -> (K, A) float64. Slopes are scaled first, since float32 has a smallest number."""
+    scale = np.abs(slope).max(axis=0) + np.finfo(float).tiny
+    return (axes.T @ (rows.T @ (slope / scale).astype(rows.dtype))).astype(np.float64) * scale
+
+
 def _log_loss(margins: np.ndarray) -> np.ndarray:
     """Sum over rows of log(1 + exp(-margin)), (N, A) -> (A,), without overflow."""
-    return np.logaddexp(0, -margins).sum(axis=0)
+    return (np.log1p(np.exp(-np.abs(margins))) - np.minimum(margins, 0)).sum(axis=0)  # a third of the time of logaddexp
 
 
 def _conjugate_gradient(
-    Z: np.ndarray, curvature: np.ndarray, gradient: np.ndarray, diagonal: np.ndarray, limit: int = 50, forcing: float = 0.1
-) -> np.ndarray:
-    """Newton steps (K + 1, M) of M attributes: H step = -gradient to a relative residual `forcing` in the preconditioner's norm.
+    rows: np.ndarray, axes: np.ndarray, curvature: np.ndarray, gradient: np.ndarray, diagonal: np.ndarray, limit: int = 50, forcing: float = 0.1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Newton steps (K + 1, M) of M attributes and the scores (N, M) that they add: H step = -gradient to a relative residual
+    `forcing` in the preconditioner's norm.
 
-    H v = (v_w + Z^T (curvature * s), sum(curvature * s)) with s = Z v_w + v_b. Z and curvature float32, the rest float64. An
-    attribute that is solved stays where it is while the others go on.
+    H v = (v_w + Z^T (curvature * s), sum(curvature * s)) with s = Z v_w + v_b and Z the rows along the axes. Products are
+    of the rows' type, the rest float64. An attribute that is solved stays where it is while the others go on.
     """
-    step = np.zeros_like(gradient)
+    step, added = np.zeros_like(gradient), np.zeros((len(rows), gradient.shape[1]), dtype=rows.dtype)
     residual = -gradient
     preconditioned = residual / diagonal
     direction = preconditioned.copy()
@@ -193,20 +221,22 @@ def _conjugate_gradient(
             break
         # products in float32 are made scale-free: a tiny direction would otherwise underflow
         scale = np.abs(direction).max(axis=0) + np.finfo(float).tiny
-        unit = (direction / scale).astype(np.float32)
-        weighted = curvature * (Z @ unit[:-1] + unit[-1])
-        product = np.vstack([Z.T @ weighted, weighted.sum(axis=0)]).astype(np.float64) * scale
+        unit = direction / scale
+        scores = _along_axes(rows, axes, unit[:-1]) + unit[-1].astype(rows.dtype)
+        weighted = curvature * scores
+        product = np.vstack([axes.T @ (rows.T @ weighted), weighted.sum(axis=0)]).astype(np.float64) * scale
         product[:-1] += direction[:-1]
         bend = (direction * product).sum(axis=0)
         active &= bend > 0
         alpha = np.where(active, norm / np.where(active, bend, 1.0), 0.0)
         step += alpha * direction
+        added += scores * (alpha * scale).astype(rows.dtype)
         residual -= alpha * product
         preconditioned = residual / diagonal
         new_norm = (residual * preconditioned).sum(axis=0)
         direction = np.where(active, preconditioned + new_norm / np.where(norm > 0, norm, 1.0) * direction, direction)
         norm = np.where(active, new_norm, 0.0)
-    return step
+    return step, added
 
 
 def _line_search(theta, scores, loss, step, score_step, decrease, sign, c, halvings: int = 30):

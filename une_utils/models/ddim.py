@@ -13,7 +13,7 @@ guess are the conventions of ``invert``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,6 +134,19 @@ def sample(model: Model, noise: torch.Tensor, schedule: Schedule, trajectory: bo
     return torch.stack(states) if trajectory else x
 
 
+def predictions(states: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
+    """The noise predictions (S, N, ...) that led from each state of a path (S + 1, N, ...) to the next.
+
+    ``levels`` (S + 1) are those of the states, so ``schedule.levels`` for an inversion with convention "target" and the same
+    in reverse for ``sample``. Between given levels the DDIM update is linear in the prediction; float32 states return it to
+    about 1e-4.
+    """
+    if len(states) != len(levels):
+        raise ValueError(f"{len(states)} states need as many levels, got {len(levels)}")
+    steps = zip(states[:-1], states[1:], levels[:-1], levels[1:], strict=True)
+    return torch.stack([(after - (b / a) ** 0.5 * before) / ((1 - b) ** 0.5 - (b / a * (1 - a)) ** 0.5) for before, after, a, b in steps])
+
+
 @dataclass(frozen=True)
 class Inversion:
     """Result of ``invert``.
@@ -172,6 +185,7 @@ def invert(
     schedule: Schedule,
     *,
     convention: Convention = "target",
+    start: int = 0,
     fixed_point: int = 0,
     tolerance: float = 1e-4,
     trajectory: bool = False,
@@ -192,7 +206,10 @@ def invert(
     exact noise for every prediction type (diffusers' inverse scheduler reads v-prediction at the other level of the step).
 
     Args:
-        x0: (N, ...) clean images or VAE latents.
+        x0: (N, ...) clean images or VAE latents; with ``start`` the states that the remaining steps begin with.
+        start: leave out the first steps of the chain: the states are at the level that those would have led to, for "target"
+            ``schedule.levels[start]``. A state of the sampling path, or x0 with noise mixed in at that level ("There and Back
+            Again", forward diffusion in place of the first inversion steps).
         fixed_point: at most this many further iterations a step. Each puts the new state back into the network, so that
             the step converges to the exact inverse of the sampling step; needs convention "target". Images whose state
             changes by less than ``tolerance`` (root mean square) are done and cost no more calls.
@@ -202,16 +219,19 @@ def invert(
     steps = _chain(schedule, convention)
     if not steps:
         raise ValueError(f"convention '{convention}' moves from one timestep to the next and needs at least 2 steps, got {len(schedule)}")
+    if not 0 <= start < len(steps):
+        raise ValueError(f"start = {start} must leave at least one of the {len(steps)} steps of the inversion")
+    steps = steps[start:]
     x, states = x0, [x0]
     calls, residual = 0, torch.zeros(len(x0))
     for t, told, a, b in tqdm(steps, desc="invert", disable=not progress):
-        start = x
-        x = move(start, to_eps(model(start, t), start, told, schedule.prediction_type), a, b)
+        before = x
+        x = move(before, to_eps(model(before, t), before, told, schedule.prediction_type), a, b)
         calls += len(x0)
         active, change = torch.arange(len(x0)), torch.zeros(len(x0))
         for _ in range(fixed_point):
             eps = to_eps(model(x[active], t), x[active], b, schedule.prediction_type)
-            better = move(start[active], eps, a, b)
+            better = move(before[active], eps, a, b)
             calls += len(active)
             change[active] = (better - x[active]).flatten(1).square().mean(1).sqrt().to(change)
             x = x.index_copy(0, active.to(x.device), better)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
 from une_utils.models.ddim import Schedule, invert, make_schedule, sample
+from une_utils.settings import Model
 
 DECODED = 25  # latents decoded at once: the decoder's activations stay in the processor's cache, 1.7 times faster than 125
 
@@ -34,21 +37,21 @@ class Generator:
             self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
 
     @classmethod
-    def load(cls, path: Path, precise: bool = False, untrained_seed: int | None = None) -> Generator:
+    def load(cls, path: Path, precise: bool = False, untrained_seed: int | None = None, unet: str = "unet") -> Generator:
         """Read a model folder. With ``untrained_seed`` the network's weights are drawn anew: the control whose inversion
-        knows the VAE and the schedule but has learned nothing."""
+        knows the VAE and the schedule but has learned nothing. ``unet`` names another state of the training (``checkpoints``)."""
         vae = None
         if (path / "vae").is_dir():
             vae = AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, local_files_only=True)
         if untrained_seed is None:
-            unet = UNet2DModel.from_pretrained(path / "unet", torch_dtype=torch.float32, local_files_only=True)
+            net = UNet2DModel.from_pretrained(path / unet, torch_dtype=torch.float32, local_files_only=True)
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(untrained_seed)
-                unet = UNet2DModel.from_config(UNet2DModel.load_config(path / "unet", local_files_only=True))
+                net = UNet2DModel.from_config(UNet2DModel.load_config(path / "unet", local_files_only=True))
         config = DDIMScheduler.load_config(path / "scheduler", local_files_only=True)
         known = inspect.signature(DDIMScheduler).parameters  # an LCM's config has keys that DDIM would warn about
-        return cls(vae, unet, DDIMScheduler.from_config({k: v for k, v in config.items() if k in known}), precise)
+        return cls(vae, net, DDIMScheduler.from_config({k: v for k, v in config.items() if k in known}), precise)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -107,6 +110,20 @@ class Generator:
         for t in scheduler.timesteps:
             x, x0 = scheduler.step(self(x, int(t)), t, x, generator=generator, return_dict=False)
         return x0
+
+
+def checkpoints(path: Path) -> dict[int, str]:
+    """States of a model's training that were kept: number of steps -> name for ``Generator.load``, the final one last."""
+    kept = {int(f.name.removeprefix("unet-")): f.name for f in sorted(path.glob("unet-*/"))}
+    return kept | {yaml.safe_load((path / "recipe.yaml").read_text())["unet"]["steps"]: "unet"}
+
+
+def one_per_space(models: Sequence[Model]) -> dict[str, Model]:
+    """The first generator on VAE latents and the first on pixels, of those that there are: {"latent diffusion": ..., "pixel diffusion": ...}."""
+    found: dict[str, Model] = {}
+    for model in models:
+        found.setdefault("latent diffusion" if (model.resolved_path() / "vae").is_dir() else "pixel diffusion", model)
+    return found
 
 
 def draw_noise(shape: tuple[int, ...], seed: int, indices) -> torch.Tensor:

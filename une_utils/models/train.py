@@ -6,6 +6,7 @@ A recipe lies beside the weights it makes. Models that are already there are lef
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -172,11 +173,12 @@ def standardised_latents(folder: Path, vae: AutoencoderKL, images: np.ndarray, f
 
 
 def train_pixel_diffusion(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
-    """A U-Net on pictures themselves, made smaller by averaging over squares."""
+    """A U-Net on pictures themselves, made smaller by averaging over squares, and with ``flip`` on their mirror images."""
     factor = images.shape[1] // recipe["unet"]["side"]
     small = images.reshape(len(images), -1, factor, images.shape[2] // factor, factor, 3)
     parts = [small[k : k + 5000].mean((2, 4), dtype=np.float32) / 127.5 - 1 for k in range(0, len(small), 5000)]
-    _train_unet(folder, recipe, torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous(), work)
+    x0 = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous()
+    _train_unet(folder, recipe, torch.cat([x0, x0.flip(3)]) if recipe["flip"] else x0, work)
 
 
 def _train_unet(folder: Path, recipe: dict, x0: torch.Tensor, work: Path) -> None:
@@ -188,8 +190,8 @@ def _train_unet(folder: Path, recipe: dict, x0: torch.Tensor, work: Path) -> Non
     else:
         attention = spec.get("attention", [False, True, True])
         unet = UNet2DModel(
-            sample_size=x0.shape[-1], in_channels=x0.shape[1], out_channels=x0.shape[1], layers_per_block=1, norm_num_groups=16,
-            block_out_channels=spec["channels"], attention_head_dim=32,
+            sample_size=x0.shape[-1], in_channels=x0.shape[1], out_channels=x0.shape[1], layers_per_block=1,
+            block_out_channels=spec["channels"], norm_num_groups=spec.get("groups", 16), attention_head_dim=spec.get("head", 32),
             down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attention],
             up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
         )  # fmt: skip
@@ -202,11 +204,12 @@ def _train_unet(folder: Path, recipe: dict, x0: torch.Tensor, work: Path) -> Non
 
 
 def _finish_unet(folder: Path, recipe: dict, unet: UNet2DModel, loss: Loss, scheduler: SchedulerMixin, work: Path) -> None:
-    """Minimise the loss; ship the scheduler and the average of the U-Net."""
+    """Minimise the loss; ship the scheduler, the average of the U-Net and, as ``unet-00050``, that after every step of ``keep``."""
     spec = recipe["unet"]
     ema = train(
         f"{folder.name} unet", unet, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"],
         seed=recipe["seed"], checkpoint=work / "unet.safetensors", log=folder / "unet-training.csv",
+        keep=spec.get("keep", ()), keeper=lambda step, net: ship(copy.deepcopy(net), folder / f"unet-{step:05d}"),
     )  # fmt: skip
     scheduler.save_pretrained(folder / "scheduler")
     ship(ema, folder / "unet")
@@ -420,8 +423,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         profile = load_profile(arguments.profile)
-        models = (*profile.generators, *profile.encoders, *profile.variants)
-        for name in arguments.only or dict.fromkeys([*(m.path for m in models), *filter(None, [profile.oracle])]):
+        for name in arguments.only or dict.fromkeys([*(m.path for m in profile.models), *filter(None, [profile.oracle])]):
             train_model(name, arguments.force)
     except ProfileError as error:
         print(f"error: {error}", file=sys.stderr)

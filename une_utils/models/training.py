@@ -12,7 +12,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ def train(
     seed: int = 0,
     log_every: int = 50,
     save_seconds: float = 60.0,
+    keep: Collection[int] = (),
+    keeper: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
     """Minimise ``loss`` with AdamW and a cosine schedule; return the EMA of ``module``.
 
@@ -52,6 +54,8 @@ def train(
         log: CSV file, a row every ``log_every`` steps: step, seconds, the logged numbers (mean since the last row). Rows
             of steps that are trained again are dropped, so every step is in one row.
         ema: a copy of ``module`` that the loss itself uses (the teacher of DINO); made here when missing.
+        keep: numbers of steps, 0 for none yet, after which ``keeper`` is called with that number and the EMA, which it must
+            leave as it is.
     """
     ema = (ema or copy.deepcopy(module)).requires_grad_(False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
@@ -62,6 +66,8 @@ def train(
     done: int | None = start  # steps that are wholly in the weights, the EMA, the optimiser and the log; None in between
     try:
         for step in bar:
+            if step in keep:
+                keeper(step, ema)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
