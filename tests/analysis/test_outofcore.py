@@ -20,10 +20,10 @@ def world(tmp_path_factory):
     rng = np.random.default_rng(0)
     z = rng.normal(size=(N, K))
     x = (z @ rng.normal(size=(K, D)) * np.linspace(2, 0.5, D) + 0.5 * rng.normal(size=(N, D)) + 3).astype(np.float16)
-    np.save(tmp_path_factory.mktemp("stored") / "x.npy", x)
+    file = tmp_path_factory.mktemp("stored") / "x.npy"
+    np.save(file, x)
     target = (z @ rng.normal(size=(K, 5)) + 0.1 * rng.normal(size=(N, 5)) - 1).astype(np.float32)
     labels = z[:, :A] + 0.5 * rng.normal(size=(N, A)) > [0, 0.5, 1]
-    file = next(tmp_path_factory.getbasetemp().rglob("x.npy"))
     return StoredRows(np.load(file, mmap_mode="r")), x.astype(np.float32), target, labels
 
 
