@@ -56,9 +56,8 @@ class Encoder:
         config = self.model.config
         return config.projection_dim if self.tokenizer else 2 * config.hidden_size
 
-    @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings (N, D) float32 of pictures (N, 3, H, W) in [-1, 1]."""
+        """Embeddings (N, D) float32 of pictures (N, 3, H, W) in [-1, 1]; a gradient of the pictures can be asked for."""
         if self.tokenizer:
             return self.model.get_image_features(pixel_values=images).pooler_output
         return embedding(self.model(images).last_hidden_state)
