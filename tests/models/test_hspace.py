@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, ResNetConfig, ResNetForImageClassification
@@ -457,8 +457,8 @@ def mean_colour(pictures):
 def make_loss(generator, shift, **changes):
     options = {"t_edit": 500, "clip_weight": 1.0, "l1_weight": 0.0, "smallest_crop": 1.0} | changes
     chain, schedule = ShiftChain(shift, 2, generator.shape), generator.schedule(STEPS)
-    loss = hspace_loss(chain, Bottleneck(generator), schedule, draw_noise(generator.shape, 0, range(5)), mean_colour, torch.tensor([1.0, 0.0, -1.0]), **options)
-    return chain, loss
+    noise, redder = draw_noise(generator.shape, 0, range(5)), torch.tensor([1.0, 0.0, -1.0])
+    return chain, hspace_loss(chain, Bottleneck(generator), schedule, noise, mean_colour, redder, **options)
 
 
 def test_chain_follows_the_plain_and_the_edited_path(generator, shift):
@@ -478,7 +478,7 @@ def test_chain_follows_the_plain_and_the_edited_path(generator, shift):
 def test_training_turns_pictures_towards_the_text(generator):
     torch.manual_seed(0)
     shift = ImplicitShift(16, STEPS, groups=4)
-    chain, loss = make_loss(generator, shift)
+    _, loss = make_loss(generator, shift)
     optimizer, cosines = torch.optim.Adam(shift.parameters(), lr=3e-2), []
     for step in range(30):
         value, numbers = loss(step, torch.Generator().manual_seed(step))
@@ -504,13 +504,14 @@ def models(tiny_models, tmp_path, monkeypatch):
     monkeypatch.setenv("UNE_CACHE", str(tmp_path / "cache"))
     tiny_models.write_generator(root / "tiny-ldm")
     tokenizer = recipes.word_tokenizer()
-    tower = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    text = tower | dict(
-        vocab_size=len(tokenizer), max_position_embeddings=TOKENS, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = tower | {
+        "vocab_size": len(tokenizer), "max_position_embeddings": TOKENS, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=tower | dict(image_size=32, patch_size=8), projection_dim=8)).save_pretrained(root / "tiny-clip")
+    config = CLIPConfig(text_config=text, vision_config=tower | {"image_size": 32, "patch_size": 8}, projection_dim=8)
+    CLIPModel(config).save_pretrained(root / "tiny-clip")
     tokenizer.save_pretrained(root / "tiny-clip")
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", id2label=dict(enumerate(FACTORS)))
     ResNetForImageClassification(config).save_pretrained(root / "tiny-oracle")
@@ -519,7 +520,7 @@ def models(tiny_models, tmp_path, monkeypatch):
         "oracle": "tiny-oracle", "attribute": "Smiling", "source": ["a face not smiling"], "target": ["a face smiling", "a face with a smile"],
         "shift": {
             "path": 6, "t_edit": 500, "groups": 4, "batch": 2, "steps": 8, "learning_rate": 1e-2, "ema": 0.5, "clip_weight": 0.8, "l1_weight": 1.0,
-            "smallest_crop": 0.7,
+            "smallest_crop": 0.7, "warmup": 2, "log_every": 4,
         },
     }  # fmt: skip
     for name in ("whole", "resumed"):

@@ -95,7 +95,8 @@ class Bottleneck:
         with _recording(self._blocks, self._block) as known:
             output = self.model(x, t)
         if self._block not in known:
-            raise ValueError(f"the model did not run '{self.layer}' of this {type(self.unet).__name__}; expected a function that calls this very network")
+            kind = type(self.unet).__name__
+            raise ValueError(f"the model did not run '{self.layer}' of this {kind}; expected a function that calls this very network")
         return output, known
 
 

@@ -28,7 +28,7 @@ from transformers import (
     ViTMAEForPreTraining, ViTModel,
 )  # fmt: skip
 
-from une_utils.files import model_hash, write_json
+from une_utils.files import json_digest, model_hash, write_json
 from une_utils.images import open_images, to_model_range, train_mask
 from une_utils.images.captions import FRAMES, captions, vocabulary
 from une_utils.images.rendered import ATTRIBUTES, FACTORS, RenderedFaces
@@ -44,7 +44,7 @@ from une_utils.models.training import Loss, train
 from une_utils.settings import MODELS, ProfileError, cache_root, load_profile
 
 HELD_OUT = 500  # pictures for the numbers of a model card
-EDITED = 100  # of them, to be edited for the card of a shift
+EDITED = 50  # of them, to be edited for the card of a shift
 
 
 def held_out_images(recipe: dict) -> np.ndarray:
@@ -343,7 +343,7 @@ def train_shift(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> N
     """f_t of Asyrp for one pair of texts, on the inverted noise of the pictures; generator and CLIP are frozen."""
     spec, generator, clip = recipe["shift"], Generator.load(MODELS / recipe["generator"]), Encoder.load(MODELS / recipe["clip"])
     bottleneck, schedule = Bottleneck(generator), generator.schedule(spec["path"])
-    noise = torch.from_numpy(generator.noise_of(to_model_range(images), spec["path"], progress=True)).view(-1, *generator.shape)
+    noise = inverted_noise(recipe, generator, images)
     channels = bottleneck.read(noise[:1], schedule.timesteps[-1]).shape[1]
     torch.manual_seed(recipe["seed"])
     shift = ImplicitShift(channels, spec["path"], spec["groups"], spec["t_edit"], recipe["source"], recipe["target"])
@@ -352,7 +352,23 @@ def train_shift(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> N
         chain, bottleneck, schedule, noise, clip.embed, text_direction(clip, recipe["source"], recipe["target"]), t_edit=spec["t_edit"],
         clip_weight=spec["clip_weight"], l1_weight=spec["l1_weight"], smallest_crop=spec["smallest_crop"],
     )  # fmt: skip
-    ship(_train_encoder(folder, recipe, spec, chain, loss, work).shift, folder)
+    ema = train(
+        folder.name, chain, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"], warmup=spec["warmup"],
+        seed=recipe["seed"], checkpoint=work / "shift.safetensors", log=folder / "training.csv", log_every=spec["log_every"],
+    )  # fmt: skip
+    ship(ema.shift, folder)
+
+
+def inverted_noise(recipe: dict, generator: Generator, images: np.ndarray) -> torch.Tensor:
+    """Noise (N, C, H, W) of the pictures; kept in the cache, since every attribute of a generator starts from it."""
+    steps, pictures = recipe["shift"]["path"], json_digest(recipe["images"])
+    cached = cache_root() / "train" / f"inverted-{model_hash(MODELS / recipe['generator'])[:16]}-{pictures[:8]}-{steps}.npy"
+    if not cached.is_file():
+        noise = generator.noise_of(to_model_range(images), steps, progress=True)
+        part = cached.with_suffix(f".{os.getpid()}.npy")
+        np.save(part, noise)
+        part.replace(cached)
+    return torch.from_numpy(np.load(cached)).view(-1, *generator.shape)
 
 
 def text_direction(clip: Encoder, source: list[str], target: list[str]) -> torch.Tensor:
