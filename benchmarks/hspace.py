@@ -2,19 +2,19 @@
 
     python benchmarks/hspace.py [--model faces-ldm] [--batch 32] [--rounds 10]
 
-Plain and edited steps take turns, so that a busy machine slows both alike; times are medians over the rounds. Memory is the
-peak of a process above what it held before the step, each kind of step in a process of its own. The last line runs the network
-twice, which is the way without sharing. Goals: at most 2 times the time, 1.5 times the memory.
+The three kinds of step take turns, so that a busy machine slows them alike; seconds are the processor's, medians over the rounds.
+Memory is the network's weights and the most that a step's tensors take at one time. The last line runs the network twice, which
+is the way without sharing. Goals: at most 2 times the time and 1.5 times the memory of plain sampling.
 """
 
 import argparse
-import multiprocessing
-import resource
 import statistics
-import sys
 import time
+from collections.abc import Callable
+from itertools import accumulate
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from une_utils.models.ddim import sample
 from une_utils.models.generators import Generator, draw_noise
@@ -22,8 +22,8 @@ from une_utils.models.hspace import Bottleneck, ImplicitShift, asymmetric_step, 
 from une_utils.settings import MODELS
 
 
-def make(model: str, batch: int, precise: bool) -> tuple:
-    """Steps by name: functions that take one DDIM step on ``batch`` states."""
+def make(model: str, batch: int, precise: bool) -> tuple[Bottleneck, dict[str, Callable[[], torch.Tensor]]]:
+    """The bottleneck, and steps by name: functions that take one DDIM step on ``batch`` states."""
     torch.set_num_threads(1)
     generator = Generator.load(MODELS / model, precise=precise)
     bottleneck, noise, schedule = Bottleneck(generator), draw_noise(generator.shape, 0, range(batch)), generator.schedule(1)
@@ -34,27 +34,19 @@ def make(model: str, batch: int, precise: bool) -> tuple:
         outputs = [generator(noise, schedule.timesteps[0]) for _ in range(2)]
         return asymmetric_step(noise, *outputs, schedule.levels[1], schedule.levels[0], schedule.prediction_type)
 
-    return {
+    return bottleneck, {
         "plain": lambda: sample(generator, noise, schedule),
         "edited": lambda: edit(bottleneck, noise, schedule, shift, t_edit=0),
         "two whole passes": torch.no_grad()(twice),
     }
 
 
-def peak_memory() -> float:
-    """Most resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def memory(name: str, arguments: tuple, results) -> None:
-    """Peak of one kind of step in MB: weights and activations, without the interpreter and its libraries."""
-    model, batch, precise = arguments
-    make(model, 1, precise)[name]()  # libraries load their kernels
-    before = peak_memory()
-    step = make(model, batch, precise)[name]
-    for _ in range(3):
+def peak_memory(step: Callable[[], torch.Tensor]) -> float:
+    """Most memory that tensors made during a step take at one time, in MB."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         step()
-    results.put(peak_memory() - before)
+    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))) / 2**20
 
 
 def main() -> None:
@@ -64,9 +56,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--precise", action="store_true", help="float32 in place of bfloat16")
     args = parser.parse_args()
-    arguments = args.model, args.batch, args.precise
 
-    steps = make(*arguments)
+    bottleneck, steps = make(args.model, args.batch, args.precise)
     seconds = {name: [] for name in steps}
     for step in steps.values():
         step()
@@ -76,17 +67,10 @@ def main() -> None:
             step()
             seconds[name].append(time.process_time() - start)
 
-    context, peaks = multiprocessing.get_context("spawn"), {}
-    for name in steps:
-        results = context.SimpleQueue()
-        process = context.Process(target=memory, args=(name, arguments, results))
-        process.start()
-        process.join()
-        if process.exitcode:
-            sys.exit(f"{name} failed")
-        peaks[name] = results.get()
+    weights = sum(p.numel() * p.element_size() for p in bottleneck.unet.parameters()) / 2**20
+    peaks = {name: weights + peak_memory(step) for name, step in steps.items()}
 
-    print(f"{args.model}, {args.batch} states, {'float32' if args.precise else 'bfloat16'}, one thread; processor seconds of a step")
+    print(f"{args.model}, {args.batch} states, {'float32' if args.precise else 'bfloat16'}, one thread")
     print(f"{'':18}{'seconds':>9}{'ratio':>8}{'peak MB':>9}{'ratio':>8}")
     base = statistics.median(seconds["plain"]), peaks["plain"]
     for name, values in seconds.items():
