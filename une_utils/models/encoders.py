@@ -91,9 +91,8 @@ class Encoder:
         width = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
         return width if self.processor else 2 * width
 
-    @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings (N, D) float32 of pictures (N, 3, H, H) in [-1, 1]; a model of the hub resizes them itself."""
+        """Embeddings (N, D) float32 of pictures (N, 3, H, H) in [-1, 1], which a model of the hub resizes itself; gradients pass."""
         return self._embed(images)
 
     def _embedded(self, images: torch.Tensor) -> torch.Tensor:

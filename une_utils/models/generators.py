@@ -68,9 +68,9 @@ class Generator:
     def schedule(self, steps: int) -> Schedule:
         return make_schedule(self.scheduler, steps)
 
-    @torch.no_grad()
     def __call__(self, x: torch.Tensor, t: int) -> torch.Tensor:
-        """Network output (N, C, H, W) float32 for states ``x`` at timestep ``t``."""
+        """Network output (N, C, H, W) float32 for states ``x`` at timestep ``t``. No weight is trainable, so a graph is kept only
+        where a gradient is asked for: of the states, or of a shift of h-space."""
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.precise):
             out = self.unet(x, torch.tensor([t])).sample
         return out.float().contiguous()
@@ -84,7 +84,6 @@ class Generator:
         x0 = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean
         return ((x0 - self._mean) / self._std).contiguous()
 
-    @torch.no_grad()
     def decode(self, x0: torch.Tensor) -> torch.Tensor:
         """Pictures (N, 3, H, W), about [-1, 1] and not clipped, of x0."""
         if self.vae is None:
