@@ -122,7 +122,7 @@ def main() -> None:
         for seed, file in enumerate(files):
             write_file(file, args.rows, args.columns, seed)
         print(f"{args.rows:,} x {args.columns:,} float16, {size / 1e9:.2f} GB a file; as float32 in memory {2 * size / 1e9:.2f} GB")
-        print(f"{'':12}{'seconds':>9}{'processor':>11}{'peak GB':>9}{'at start':>10}")
+        print(f"{'':12}{'seconds':>9}{'processor':>11}{'peak GB':>9}{'at start':>10}", flush=True)
         context = multiprocessing.get_context("spawn")
         for step in args.only:
             results = context.SimpleQueue()

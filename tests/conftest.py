@@ -70,6 +70,17 @@ def tiny_models(tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def hub_model(tmp_path_factory):
+    """``hub_model("tiny/sd15")`` is the folder of a tiny random model in the hub's layout, written once a run, read-only."""
+    from functools import cache
+
+    from une_utils.models import tiny
+
+    root = tmp_path_factory.mktemp("hub-models")
+    return cache(lambda name: tiny.write(name, root))
+
+
 @pytest.fixture
 def tiny_profile(tiny_models, tmp_path, monkeypatch):
     """A profile of 22 rendered faces and the tiny models; its zoo and its figures are in ``tmp_path``.

@@ -3,6 +3,8 @@
 import pytest
 
 from une_utils import settings
+from une_utils.hub import HubError
+from une_utils.report.figures import profile_hash
 from une_utils.settings import ProfileError, load_profile
 
 FOLDER = {"images.source": "folder", "images.attributes_csv": "labels.csv"}
@@ -168,6 +170,57 @@ def test_missing_weights_are_named_with_the_way_to_make_them():
     profile = load_profile("mini", {"encoders": [{"name": "none", "path": "no-such-model"}]})
     with pytest.raises(ProfileError, match="'none'.*no-such-model.*make train"):
         profile.encoders[0].resolved_path()
+
+
+HUB = {"name": "sd15", "hub": "owner/sd15", "revision": "a" * 40}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"name": "none"}, "needs either 'path' or 'hub'"), (HUB | {"path": "faces-ldm"}, "needs either 'path' or 'hub'"),
+        ({"name": "open", "hub": "owner/sd15"}, "'hub' and 'revision' go together"), (HUB | {"hub": "sd15"}, "hub"),
+        ({"name": "odd", "path": "faces-ldm", "revision": "main"}, "'hub' and 'revision' go together"),
+    ],
+)  # fmt: skip
+def test_a_model_is_in_one_place_and_pinned(model, message):
+    with pytest.raises(ProfileError, match=f"(?s)encoders.0.*{message}"):
+        load_profile("mini", {"encoders": [model]})
+
+
+def test_a_model_of_the_hub_is_downloaded_when_asked_for(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(settings, "snapshot", lambda *place: asked.append(place) or tmp_path)
+    model = load_profile("mini", {"encoders": [HUB]}).encoders[0]
+    assert model.weights_hash == "owner/sd15@" + "a" * 40 and not asked  # no download for a hash
+    assert model.resolved_path() == tmp_path and asked == [("owner/sd15", "a" * 40)]
+
+
+def test_what_the_hub_refuses_is_an_error_of_the_profile(monkeypatch):
+    def refuse(repository, revision):
+        raise HubError(f"{repository} is gated")
+
+    monkeypatch.setattr(settings, "snapshot", refuse)
+    with pytest.raises(ProfileError, match="model 'sd15': owner/sd15 is gated"):
+        load_profile("mini", {"encoders": [HUB]}).encoders[0].resolved_path()
+
+
+def test_models_that_do_not_ship_lie_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNE_CACHE", str(tmp_path))
+    model = load_profile("paper-tiny").encoders[0]
+    with pytest.raises(ProfileError, match="make train"):
+        model.resolved_path()
+    (tmp_path / "models" / model.path).mkdir(parents=True)
+    assert model.resolved_path() == tmp_path / "models" / model.path
+    assert load_profile("mini").encoders[0].resolved_path() == settings.MODELS / "faces-clip"
+
+
+def test_new_settings_leave_the_hash_of_a_profile_alone():
+    """Figures of profiles without models of the hub do not go out of date: what is empty does not count."""
+    profile = load_profile("mini")
+    assert profile.encoders[0].hub is None and profile.encoders[0].revision is None
+    bare = [m.model_copy(update={"hub": "", "revision": ""}) for m in profile.encoders]
+    assert profile_hash(profile.model_copy(update={"encoders": bare})) == profile_hash(profile)
 
 
 def test_paths_do_not_depend_on_the_working_directory(monkeypatch, tmp_path):

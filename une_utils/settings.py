@@ -13,6 +13,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from une_utils.files import model_hash
+from une_utils.hub import HubError, snapshot
+
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
 NOTEBOOKS = ROOT / "notebooks"
@@ -112,24 +115,57 @@ class Images(_Section):
 
 
 class Model(_Section):
-    """One generator or encoder: its name in the zoo and its folder below ``data/models``."""
+    """One generator or encoder: its name in the zoo, and where its weights are.
+
+    ``path`` is a folder below ``data/models``, or below ``models`` in the cache for models that do not ship. ``hub`` is a
+    repository of the Hugging Face hub, pinned by ``revision`` to a commit.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    path: str
+    path: str = ""
+    hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str | None = Field(None, description="commit of the repository, 40 hexadecimal digits; a branch warns with the commit to pin")
     label: str = Field("", description="name in figures and tables; ``name`` when empty")
     steps: int | None = Field(None, ge=2, description="DDIM steps of the inversion; the zoo's when missing")
     untrained_seed: int | None = Field(None, description="encoders: draw the weights with this seed instead of reading them")
+
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> Model:
+        if bool(self.path) == bool(self.hub):
+            raise ValueError(f"model '{self.name}' needs either 'path' or 'hub'")
+        if bool(self.hub) != bool(self.revision):
+            raise ValueError(f"model '{self.name}': 'hub' and 'revision' go together: give both or neither")
+        return self
 
     @property
     def title(self) -> str:
         return self.label or self.name
 
+    @property
+    def weights_hash(self) -> str:
+        """What the weights are, without a download: the hash of a folder, or the repository and revision of the hub."""
+        return f"{self.hub}@{self.revision}" if self.hub else model_hash(self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        """``path`` itself when absolute, else below ``data/models`` or, when that is not there, below the cache."""
+        shipped, made = MODELS / self.path, cache_root() / "models" / self.path
+        return made if made.is_dir() and not shipped.is_dir() else shipped
+
     def resolved_path(self) -> Path:
-        """Folder of the weights; raises ProfileError with the way to make them when it is missing."""
-        path = Path(self.path) if Path(self.path).is_absolute() else MODELS / self.path
-        if not path.is_dir():
-            raise ProfileError(f"no weights for model '{self.name}' at {path}; `make train PROFILE=...` makes them")
-        return path
+        """Folder of the weights; the hub's are downloaded.
+
+        Raises:
+            ProfileError: the folder is missing, or the hub does not give it; the message says what to do.
+        """
+        if self.hub:
+            try:
+                return snapshot(self.hub, self.revision)
+            except HubError as error:
+                raise ProfileError(f"model '{self.name}': {error}") from error
+        if not self._folder.is_dir():
+            raise ProfileError(f"no weights for model '{self.name}' at {self._folder}; `make train PROFILE=...` makes them")
+        return self._folder
 
 
 class Zoo(_Section):

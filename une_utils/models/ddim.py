@@ -106,8 +106,8 @@ def move(x: torch.Tensor, eps: torch.Tensor, a: float, b: float) -> torch.Tensor
     return ratio * x + ((1 - b) ** 0.5 - ratio * (1 - a) ** 0.5) * eps
 
 
-def _denoise(output: torch.Tensor, x: torch.Tensor, a: float, b: float, prediction_type: str) -> torch.Tensor:
-    """One sampling step."""
+def denoise(output: torch.Tensor, x: torch.Tensor, a: float, b: float, prediction_type: str) -> torch.Tensor:
+    """One DDIM step from level ``a`` to level ``b`` with the network's output for the state ``x``."""
     eps = to_eps(output, x, a, prediction_type)
     if prediction_type == "epsilon":
         return move(x, eps, a, b)
@@ -128,7 +128,7 @@ def sample(model: Model, noise: torch.Tensor, schedule: Schedule, trajectory: bo
     x, states = noise, [noise]
     for i in tqdm(reversed(range(len(schedule))), total=len(schedule), desc="sample", disable=not progress):
         output = model(x, schedule.timesteps[i])
-        x = _denoise(output, x, schedule.levels[i + 1], schedule.levels[i], schedule.prediction_type)
+        x = denoise(output, x, schedule.levels[i + 1], schedule.levels[i], schedule.prediction_type)
         if trajectory:
             states.append(x)
     return torch.stack(states) if trajectory else x

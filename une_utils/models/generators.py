@@ -13,7 +13,7 @@ import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
-from une_utils.models.ddim import Schedule, invert, make_schedule, sample
+from une_utils.models.ddim import Inversion, Schedule, invert, make_schedule, sample
 from une_utils.settings import Model
 
 DECODED = 25  # latents decoded at once: the decoder's activations stay in the processor's cache, 1.7 times faster than 125
@@ -33,13 +33,21 @@ class Generator:
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last) if vae else None
         self.unet = unet.eval().requires_grad_(False)
         self.scheduler, self.precise = scheduler, precise
+        self.device = torch.device("cpu")
         if vae:
-            self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+            self._mean, self._std = _standard(vae.config)
 
     @classmethod
     def load(cls, path: Path, precise: bool = False, untrained_seed: int | None = None, unet: str = "unet") -> Generator:
-        """Read a model folder. With ``untrained_seed`` the network's weights are drawn anew: the control whose inversion
-        knows the VAE and the schedule but has learned nothing. ``unet`` names another state of the training (``checkpoints``)."""
+        """Read a model folder; one with a ``model_index.json`` is a pipeline of the hub and gives a ``PipelineGenerator``.
+
+        With ``untrained_seed`` the network's weights are drawn anew: the control whose inversion knows the VAE and the
+        schedule but has learned nothing. ``unet`` names another state of the training (``checkpoints``).
+        """
+        if (path / "model_index.json").is_file():
+            from une_utils.models.pipelines import PipelineGenerator  # it is a subclass of this class
+
+            return PipelineGenerator.load(path, precise, untrained_seed)
         vae = None
         if (path / "vae").is_dir():
             vae = AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, local_files_only=True)
@@ -49,9 +57,7 @@ class Generator:
             with torch.random.fork_rng():
                 torch.manual_seed(untrained_seed)
                 net = UNet2DModel.from_config(UNet2DModel.load_config(path / "unet", local_files_only=True))
-        config = DDIMScheduler.load_config(path / "scheduler", local_files_only=True)
-        known = inspect.signature(DDIMScheduler).parameters  # an LCM's config has keys that DDIM would warn about
-        return cls(vae, net, DDIMScheduler.from_config({k: v for k, v in config.items() if k in known}), precise)
+        return cls(vae, net, ddim_scheduler(DDIMScheduler.load_config(path / "scheduler", local_files_only=True)), precise)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -62,9 +68,9 @@ class Generator:
     def schedule(self, steps: int) -> Schedule:
         return make_schedule(self.scheduler, steps)
 
-    @torch.no_grad()
     def __call__(self, x: torch.Tensor, t: int) -> torch.Tensor:
-        """Network output (N, C, H, W) float32 for states ``x`` at timestep ``t``."""
+        """Network output (N, C, H, W) float32 for states ``x`` at timestep ``t``. No weight is trainable, so a graph is kept only
+        where a gradient is asked for: of the states, or of a shift of h-space."""
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.precise):
             out = self.unet(x, torch.tensor([t])).sample
         return out.float().contiguous()
@@ -78,7 +84,6 @@ class Generator:
         x0 = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean
         return ((x0 - self._mean) / self._std).contiguous()
 
-    @torch.no_grad()
     def decode(self, x0: torch.Tensor) -> torch.Tensor:
         """Pictures (N, 3, H, W), about [-1, 1] and not clipped, of x0."""
         if self.vae is None:
@@ -86,11 +91,15 @@ class Generator:
         latents = (x0 * self._std + self._mean).contiguous(memory_format=torch.channels_last)
         return torch.cat([self.vae.decode(part).sample for part in latents.split(DECODED)]).contiguous()
 
+    def invert(self, x0: torch.Tensor, schedule: Schedule, **options) -> Inversion:
+        """``ddim.invert`` with this model; options are its own."""
+        return invert(self, x0, schedule, **options)
+
     def noise_of(self, images: np.ndarray, steps: int, batch: int = 125, progress: bool = False) -> np.ndarray:
         """Inverted noise (N, D) float32 of pictures (N, 3, H, W) in [-1, 1]: plain DDIM, the convention "target"."""
         schedule, parts = self.schedule(steps), []
         for x in tqdm(torch.as_tensor(images).split(batch), desc="invert", unit="batch", disable=not progress):
-            parts.append(invert(self, self.encode(x), schedule).latents.flatten(1))
+            parts.append(self.invert(self.encode(x), schedule).latents.flatten(1))
         return torch.cat(parts).numpy()
 
     def draw(self, latents: np.ndarray, steps: int, batch: int = 125, progress: bool = False) -> np.ndarray:
@@ -98,7 +107,7 @@ class Generator:
         schedule, parts = self.schedule(steps), []
         states = torch.as_tensor(np.asarray(latents), dtype=torch.float32).reshape(-1, *self.shape)
         for noise in tqdm(states.split(batch), desc="draw", unit="batch", disable=not progress):
-            parts.append(self.decode(sample(self, noise, schedule)).clamp(-1, 1))
+            parts.append(self.decode(sample(self, noise.to(self.device), schedule)).clamp(-1, 1))
         return torch.cat(parts).numpy()
 
     @torch.no_grad()
@@ -124,6 +133,30 @@ def one_per_space(models: Sequence[Model]) -> dict[str, Model]:
     for model in models:
         found.setdefault("latent diffusion" if (model.resolved_path() / "vae").is_dir() else "pixel diffusion", model)
     return found
+
+
+def ddim_scheduler(config: dict) -> DDIMScheduler:
+    """The DDIM scheduler with the noise levels, prediction type, spacing, offset and final level of any scheduler's config.
+
+    Raises:
+        ValueError: the config has no variance-preserving noise levels (flow matching, EDM).
+    """
+    known = inspect.signature(DDIMScheduler).parameters  # an LCM's config has keys that DDIM would warn about
+    if not {"beta_schedule", "trained_betas"} & set(config):
+        raise ValueError(f"scheduler {config.get('_class_name', '')} has no beta_schedule; DDIM inversion needs a variance-preserving diffusion")
+    return DDIMScheduler.from_config({k: v for k, v in config.items() if k in known})
+
+
+def _standard(config: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation (1, C or 1, 1, 1) that standardise a VAE's latents, from its config.
+
+    ``latents_mean`` and ``latents_std`` per channel, and diffusers' conventions: ``shift_factor`` is another mean, and
+    ``scaling_factor`` multiplies what is standardised.
+    """
+    mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
+    std = config.get("latents_std") or [1.0]
+    mean, std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (mean, std))
+    return mean, std / config.get("scaling_factor", 1.0)
 
 
 def draw_noise(shape: tuple[int, ...], seed: int, indices) -> torch.Tensor:

@@ -29,19 +29,24 @@ from transformers import (
     ViTMAEForPreTraining, ViTModel,
 )  # fmt: skip
 
-from une_utils.files import model_hash, write_json
+from une_utils.files import json_digest, model_hash, write_json
 from une_utils.images import open_images, to_model_range, train_mask
-from une_utils.images.captions import captions, vocabulary
-from une_utils.images.rendered import FACTORS, RenderedFaces
+from une_utils.images.captions import FRAMES, captions, vocabulary
+from une_utils.images.rendered import ATTRIBUTES, FACTORS, RenderedFaces
+from une_utils.models import tiny
 from une_utils.models.ddim import to_eps
 from une_utils.models.encoders import TOKENS, Encoder, tokenize
 from une_utils.models.generators import Generator, draw_noise
-from une_utils.models.losses import DinoNet, clip_loss, consistency_loss, dino_loss, noise_loss, reconstruction_loss, regression_loss, vae_loss
+from une_utils.models.hspace import Bottleneck, ImplicitShift, edit
+from une_utils.models.losses import (
+    DinoNet, ShiftChain, clip_loss, consistency_loss, dino_loss, hspace_loss, noise_loss, reconstruction_loss, regression_loss, vae_loss,
+)  # fmt: skip
 from une_utils.models.oracle import Oracle, zero_shot_scores
 from une_utils.models.training import Loss, train
 from une_utils.settings import MODELS, ProfileError, cache_root, load_profile
 
 HELD_OUT = 500  # pictures for the numbers of a model card
+EDITED = 50  # of them, to be edited for the card of a shift
 
 
 def held_out_images(recipe: dict) -> np.ndarray:
@@ -338,6 +343,48 @@ def train_oracle(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> 
     ship(_train_encoder(folder, recipe, spec, net, loss, work), folder)
 
 
+def train_shift(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
+    """f_t of Asyrp for one pair of texts, on the inverted noise of the pictures; generator and CLIP are frozen."""
+    spec, generator, clip = recipe["shift"], Generator.load(MODELS / recipe["generator"]), Encoder.load(MODELS / recipe["clip"])
+    bottleneck, schedule = Bottleneck(generator), generator.schedule(spec["path"])
+    noise = inverted_noise(recipe, generator, images)
+    channels = bottleneck.read(noise[:1], schedule.timesteps[-1]).shape[1]
+    torch.manual_seed(recipe["seed"])
+    shift = ImplicitShift(channels, spec["path"], spec["groups"], spec["t_edit"], recipe["source"], recipe["target"])
+    chain = ShiftChain(shift, spec["batch"], generator.shape)
+    loss = hspace_loss(
+        chain, bottleneck, schedule, noise, clip.embed, text_direction(clip, recipe["source"], recipe["target"]), t_edit=spec["t_edit"],
+        clip_weight=spec["clip_weight"], l1_weight=spec["l1_weight"], smallest_crop=spec["smallest_crop"],
+    )  # fmt: skip
+    ema = train(
+        folder.name, chain, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"], warmup=spec["warmup"],
+        seed=recipe["seed"], checkpoint=work / "shift.safetensors", log=folder / "training.csv", log_every=spec["log_every"],
+    )  # fmt: skip
+    ship(ema.shift, folder)
+
+
+def inverted_noise(recipe: dict, generator: Generator, images: np.ndarray) -> torch.Tensor:
+    """Noise (N, C, H, W) of the pictures; kept in the cache, since every attribute of a generator starts from it."""
+    steps, pictures = recipe["shift"]["path"], json_digest(recipe["images"])
+    cached = cache_root() / "train" / f"inverted-{model_hash(MODELS / recipe['generator'])[:16]}-{pictures[:8]}-{steps}.npy"
+    if not cached.is_file():
+        noise = generator.noise_of(to_model_range(images), steps, progress=True)
+        part = cached.with_suffix(f".{os.getpid()}.npy")
+        np.save(part, noise)
+        part.replace(cached)
+    return torch.from_numpy(np.load(cached)).view(-1, *generator.shape)
+
+
+def text_direction(clip: Encoder, source: list[str], target: list[str]) -> torch.Tensor:
+    """E_T(target) - E_T(source) (D,): of unit embeddings, each the mean over its wordings in the frames of the captions.
+
+    The published code takes the mean over 79 templates for the same reason: what one wording happens to mean besides is averaged out.
+    """
+    worded = ([frame.format(text) for text in texts for frame in FRAMES] for texts in (source, target))
+    before, after = (torch.nn.functional.normalize(clip.embed_text(texts), dim=1).mean(0) for texts in worded)
+    return after - before
+
+
 def _rendered(recipe: dict, held_out: bool = False) -> RenderedFaces:
     """The rendered faces behind a recipe's pictures, or the held-out ones, for their attributes and factors."""
     spec = recipe["images"]
@@ -366,12 +413,34 @@ def measure_oracle(folder: Path, recipe: dict) -> dict[str, Any]:
     return {"mean_r2": float(r2.mean()), "r2": dict(zip(FACTORS, r2.round(4).tolist(), strict=True)), "images": len(source)}
 
 
+def measure_shift(folder: Path, recipe: dict) -> dict[str, float]:
+    """What an oracle sees in held-out faces after the edit at strength 1, in standard deviations, against the same faces without it:
+    the attribute's factor, towards the attribute, and the root mean square of all other factors; and the pictures' cosine to the texts.
+    """
+    generator, clip, oracle = (kind.load(MODELS / recipe[key]) for kind, key in ((Generator, "generator"), (Encoder, "clip"), (Oracle, "oracle")))
+    shift = ImplicitShift.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    goal, images = ATTRIBUTES[recipe["attribute"]], to_model_range(held_out_images(recipe)[:EDITED])
+    noise = torch.from_numpy(generator.noise_of(images, shift.steps)).view(-1, *generator.shape)
+    options = {"schedule": generator.schedule(shift.steps), "shift": shift, "t_edit": shift.config.t_edit}
+    pictures = [generator.decode(edit(Bottleneck(generator), noise, strength=s, **options)).clamp(-1, 1) for s in (0.0, 1.0)]
+    before, after = (oracle.read(p) for p in pictures)
+    changes, column = after - before, oracle.names.index(goal.factor)
+    others = torch.cat([changes[:, :column], changes[:, column + 1 :]], dim=1)
+    first, second = (torch.nn.functional.normalize(clip.embed(p), dim=1) for p in pictures)
+    cosine = torch.nn.functional.cosine_similarity(second - first, text_direction(clip, recipe["source"], recipe["target"])[None])
+    return {
+        "factor_change": goal.sign * changes[:, column].mean().item(), "other_factors_rms": others.square().mean().sqrt().item(),
+        "text_cosine": cosine.mean().item(), "images": len(images),
+    }  # fmt: skip
+
+
 MEASURES = {
     "latent-diffusion": lambda folder, recipe: measure_diffusion(folder, held_out_images(recipe)),
     "pixel-diffusion": lambda folder, recipe: measure_diffusion(folder, held_out_images(recipe)),
     "consistency": lambda folder, recipe: measure_diffusion(folder, held_out_images(recipe)),
     "clip": measure_clip,
     "oracle": measure_oracle,
+    "hspace": measure_shift,
 }
 TRAINERS = {
     "latent-diffusion": (train_latent_diffusion, "unet/config.json"),
@@ -381,6 +450,7 @@ TRAINERS = {
     "clip": (train_clip, "config.json"),
     "mae": (train_mae, "config.json"),
     "oracle": (train_oracle, "config.json"),
+    "hspace": (train_shift, "config.json"),
 }
 
 
@@ -391,7 +461,10 @@ def measure(folder: Path, recipe: dict) -> None:
 
 
 def train_model(name: str, force: bool = False) -> None:
-    """Train one model from ``data/models/<name>/recipe.yaml``."""
+    """Train one model from ``data/models/<name>/recipe.yaml``, or write a tiny random one into the cache."""
+    if name in tiny.MODELS:
+        print(f"{name}: random weights in {tiny.write(name, cache_root() / 'models')}")
+        return
     folder = MODELS / name
     if not (folder / "recipe.yaml").is_file():
         raise ProfileError(f"model '{name}' has no recipe; expected {folder / 'recipe.yaml'}")
@@ -423,7 +496,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         profile = load_profile(arguments.profile)
-        for name in arguments.only or dict.fromkeys([*(m.path for m in profile.models), *filter(None, [profile.oracle])]):
+        for name in arguments.only or dict.fromkeys(filter(None, [*(m.path for m in profile.models), profile.oracle])):
             train_model(name, arguments.force)
     except ProfileError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -46,10 +46,10 @@ def code_hash(path: Path) -> str:
 
 def weights_hash(profile: Profile) -> str:
     """Hash of the weights of all models that a profile names."""
-    folders = {m.name: settings.MODELS / m.path for m in profile.models}
+    hashes = {m.name: m.weights_hash for m in profile.models}
     if profile.oracle:
-        folders["oracle"] = settings.MODELS / profile.oracle
-    return digest(json.dumps({name: model_hash(folder) for name, folder in folders.items()}, sort_keys=True).encode())
+        hashes["oracle"] = model_hash(settings.MODELS / profile.oracle)
+    return digest(json.dumps(hashes, sort_keys=True).encode())
 
 
 def profile_hash(profile: Profile) -> str:

@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 
 from une_utils.files import model_hash
 from une_utils.images import open_images, to_model_range
-from une_utils.models.ddim import invert
 from une_utils.models.encoders import Encoder
 from une_utils.models.generators import Generator
 from une_utils.settings import Profile, ProfileError, load_profile
@@ -34,7 +33,8 @@ def build(profile: Profile, workers: int | None = None, progress: bool = True) -
     """Make or complete the zoo of a profile; of one with ``zoo.released``, check the released files and index them.
 
     Args:
-        workers: processes, one core each; the number of cores when missing. With 1 everything runs in this process.
+        workers: processes, one core each; with 1 everything runs in this process. When missing, the number of cores, or 1
+            where models of the hub run on a GPU, which they would have to share.
 
     Raises:
         ZooError: the folder holds latents of other images, models or settings, or a latent is not finite.
@@ -49,7 +49,7 @@ def build(profile: Profile, workers: int | None = None, progress: bool = True) -
     for view in views(profile):
         zoo.open_view(view, _shape(profile, view, source.size))
         todo += [(view, number) for number in zoo.pending(view)]
-    workers = min(workers or os.cpu_count() or 1, max(1, len(todo)))
+    workers = min(workers or _workers(profile), max(1, len(todo)))
     total = sum(len(zoo.shards[number]) for _, number in todo)
     with tqdm(total=total, desc=f"zoo {profile.name}", unit="image", disable=not progress or not todo, smoothing=0.05) as bar:
         for view, number in _run(profile, todo, workers):
@@ -57,6 +57,11 @@ def build(profile: Profile, workers: int | None = None, progress: bool = True) -
             bar.update(len(zoo.shards[number]))
     _forget()
     return zoo
+
+
+def _workers(profile: Profile) -> int:
+    one_gpu = torch.cuda.is_available() and any(m.hub for m in (*profile.generators, *profile.encoders))
+    return 1 if one_gpu else os.cpu_count() or 1
 
 
 def _forget() -> None:
@@ -159,11 +164,11 @@ def _runner(profile_json: str, view_name: str):
         encoder = Encoder.load(path, view.model.untrained_seed)
         return lambda pictures: map(encoder.embed, pictures)
     generator = Generator.load(path, untrained_seed=view.settings.get("seed"))
-    autoencoder = model_hash(path / "vae") if generator.vae else str(path)
+    autoencoder = f"{model_hash(path / 'vae')} {generator.shape}" if (path / "vae").is_dir() else str(path)
     if view.kind == "vae":
         return lambda pictures: pictures.x0(generator, autoencoder)
     schedule, convention = generator.schedule(view.settings["steps"]), view.settings["convention"]
-    return lambda pictures: (invert(generator, x0, schedule, convention=convention).latents for x0 in pictures.x0(generator, autoencoder))
+    return lambda pictures: (generator.invert(x0, schedule, convention=convention).latents for x0 in pictures.x0(generator, autoencoder))
 
 
 def _shape(profile: Profile, view: View, size: int) -> tuple[int, ...]:
