@@ -49,6 +49,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _from_environment(name: str | None) -> str | None:
+    """Value of an environment variable; None when no name is given or it is not set."""
+    return os.environ.get(name) if name else None
+
+
+def _below_root(value: str) -> Path:
+    """A path as a profile writes it: ``~`` is the home folder, a relative path starts at the project's root."""
+    path = Path(value).expanduser()
+    return path if path.is_absolute() else ROOT / path
+
+
 class Images(_Section):
     """Which pictures a profile uses.
 
@@ -91,7 +102,7 @@ class Images(_Section):
         return self
 
     def _named_path(self) -> str | None:
-        return (os.environ.get(self.path_env) if self.path_env else None) or self.path
+        return _from_environment(self.path_env) or self.path
 
     @property
     def from_hub(self) -> bool:
@@ -106,10 +117,9 @@ class Images(_Section):
                 f"the profile reads its pictures from the environment variable {self.path_env}, which is not set; "
                 f"set it to the {self.source} file or folder, for example: export {self.path_env}=/path/to/it{help_text}"
             )
-        path = Path(value).expanduser()
-        path = path if path.is_absolute() else ROOT / path
+        path = _below_root(value)
         if not path.exists():
-            origin = f"environment variable {self.path_env}" if self.path_env and os.environ.get(self.path_env) else "profile"
+            origin = f"environment variable {self.path_env}" if _from_environment(self.path_env) else "profile"
             raise ProfileError(f"no such file or folder: {path} (named by the {origin}; source '{self.source}'){help_text}")
         return path
 
@@ -186,14 +196,13 @@ class Zoo(_Section):
 
     def released_path(self) -> Path:
         """Folder of the released files; a relative path starts at the project's root. Raises ProfileError when it is not named."""
-        value = (os.environ.get(self.released_env) if self.released_env else None) or self.released
+        value = _from_environment(self.released_env) or self.released
         if not value:
             raise ProfileError(
                 f"the profile reads released latents from the folder that the environment variable {self.released_env} names, which is not "
                 f"set; `hf download chentasker/NoiseZoo --repo-type dataset --local-dir FOLDER`, then export {self.released_env}=FOLDER"
             )
-        path = Path(value).expanduser()
-        return path if path.is_absolute() else ROOT / path
+        return _below_root(value)
 
 
 class Analysis(_Section):
