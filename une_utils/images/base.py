@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -76,15 +77,19 @@ class SourceReport:
         lines = [f"{self.used} pictures used"]
         for what, found in self._findings().items():
             if found:
-                named = [f"{name} ({detail})" if detail else name for name, detail in list(found.items())[:NAMED]]
-                more = f", and {len(found) - NAMED} more" if len(found) > NAMED else ""
-                lines.append(f"{what}: {len(found)}: {', '.join(named)}{more}")
+                lines.append(f"{what}: {len(found)}: {listed(f'{name} ({detail})' if detail else name for name, detail in found.items())}")
         return "\n".join(lines)
 
     def frame(self) -> pd.DataFrame:
         """One row for each finding: ``id``, ``what`` (the kind), ``detail`` (conversion or reason)."""
         rows = [(name, what, detail) for what, found in self._findings().items() for name, detail in found.items()]
         return pd.DataFrame(rows, columns=["id", "what", "detail"])
+
+
+def listed(names: Iterable[str], most: int = NAMED) -> str:
+    """Names in words: "a, b, and 7 more", at most so many spelled out; "(none)" where there are none."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "") or "(none)"
 
 
 def train_mask(source: ImageSource, train_fraction: float, seed: int) -> np.ndarray:

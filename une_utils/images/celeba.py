@@ -20,7 +20,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 
 from une_utils.settings import HOW_TO_GET
 
-from .base import NAMED, ImageSourceError
+from .base import ImageSourceError, listed
 from .files import PICTURE_SUFFIXES, AttributeTableError, ParquetImages, StoredImages, bilinear_square
 
 CELEBA_ATTRIBUTES = (
@@ -159,8 +159,7 @@ def _one_part(table: pd.DataFrame, parts: np.ndarray, partition: str | None) -> 
 def _check_present(ids: np.ndarray, files: set[str], folder: Path) -> None:
     missing = [name for name in ids if name not in files]
     if missing:
-        some = ", ".join(missing[:NAMED]) + (f", and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
-        raise ImageSourceError(f"{folder} lacks {len(missing)} of {len(ids)} pictures: {some}; unpack img_align_celeba.zip again")
+        raise ImageSourceError(f"{folder} lacks {len(missing)} of {len(ids)} pictures: {listed(missing)}; unpack img_align_celeba.zip again")
 
 
 class CelebAParquet(_OfficialImages, ParquetImages):

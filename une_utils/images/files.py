@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from .base import NAMED, ImageSourceError, SourceReport
+from .base import NAMED, ImageSourceError, SourceReport, listed
 
 MAX_PIXELS = 200_000_000  # a picture with more is skipped; decoded as RGBA this many take 0.8 GB
 LARGE_PIXELS = 25_000_000  # larger ones are decoded one at a time, and JPEGs at a fraction of their size
@@ -283,8 +283,7 @@ def _groups(table: pd.DataFrame, ids: np.ndarray, name: str, where: Path) -> np.
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[: 4 * NAMED]) + (f", and {len(names) - 4 * NAMED} more" if len(names) > 4 * NAMED else "") or "(none)"
+    return listed(names, 4 * NAMED)
 
 
 def _check_names(ids: pd.Series, where: Path) -> None:
