@@ -29,6 +29,7 @@ WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Big_Nose": (("with a big nose",), ("with a small nose",)),
     "Rosy_Cheeks": (("with rosy cheeks",), ("without blush",)),
     "Wearing_Earrings": (("wearing earrings", "with earrings"), ("without earrings",)),
+    "Blue_Skin": (("with blue skin",), ()),  # no attribute of a face: only the small CLIP has seen it
 }
 NOUNS = {True: ("a man", "a male face"), False: ("a woman", "a female face"), None: ("a face", "a person")}
 FRAMES = ("{}", "a picture of {}", "a drawing of {}", "this is {}")

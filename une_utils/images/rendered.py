@@ -166,12 +166,16 @@ class RenderedFaces:
         return render(self.factors[np.asarray(rows, dtype=int)], self.size)
 
 
-def render(factors: np.ndarray, size: int = 64) -> np.ndarray:
+BLUE = (0.62, 0.86, 1.55)  # a tint of skin that no face of ``RenderedFaces`` has: an edit to it leaves the training data
+
+
+def render(factors: np.ndarray, size: int = 64, tint: Sequence[float] | None = None) -> np.ndarray:
     """Draw faces.
 
     Args:
         factors: (n, 26), columns as ``FACTORS``, in standard deviations.
         size: side in pixels.
+        tint: (3,) colour of the skin, as a multiple of its brightness, in place of its own hue (``BLUE``).
 
     Returns:
         (n, size, size, 3) uint8, sRGB.
@@ -180,7 +184,7 @@ def render(factors: np.ndarray, size: int = 64) -> np.ndarray:
         raise ValueError(f"factors have shape {factors.shape}, expected (n, {len(FACTORS)}): one column per name in FACTORS")
     pictures = np.empty((len(factors), size, size, 3), dtype=np.uint8)
     for picture, row in zip(pictures, factors, strict=True):
-        picture[:] = _draw(SimpleNamespace(**dict(zip(FACTORS, row.tolist(), strict=True))), size)
+        picture[:] = _draw(SimpleNamespace(**dict(zip(FACTORS, row.tolist(), strict=True)), tint=tint), size)
     return pictures
 
 
@@ -269,6 +273,8 @@ def _shape(f: SimpleNamespace) -> SimpleNamespace:
     """Numbers that several layers share: places, sizes and colours that follow from the factors."""
     male = np.tanh(f.Male)
     skin = _lerp(f.Pale_Skin, *_SKIN)
+    if f.tint is not None:
+        skin = np.clip(skin.mean() * _colour(*f.tint), 0, 1)
     gray = _step(f.Gray_Hair, 0.75, 0.18)
     hair = _lerp(f.Hair_Lightness, *_HAIR)
     hair = hair + gray * (_colour(0.74, 0.75, 0.79) - hair)

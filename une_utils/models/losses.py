@@ -129,10 +129,26 @@ def boundary_weights(t: torch.Tensor, sigma: float = 0.5, scaling: float = 10.0)
     return sigma**2 / (scaled**2 + sigma**2), scaled / (scaled**2 + sigma**2).sqrt()
 
 
-def clip_loss(clip: nn.Module, images: np.ndarray, captions: Callable, tokenize: Callable, *, batch: int) -> Loss:
-    """Symmetric contrastive loss of pictures and captions (Radford et al. 2021, Fig. 3).
+class ClipNet(nn.Module):
+    """A CLIP and, for its training only, a linear head that reads attributes from the picture's embedding."""
+
+    def __init__(self, clip: nn.Module, attributes: int):
+        super().__init__()
+        self.clip = clip
+        self.head = nn.Linear(clip.config.projection_dim, attributes)
+
+
+def clip_loss(
+    net: ClipNet, images: np.ndarray, attributes: torch.Tensor, captions: Callable, tokenize: Callable, *, batch: int, label_weight: float
+) -> Loss:
+    """Symmetric contrastive loss of pictures and captions (Radford et al. 2021, Fig. 3), and ``label_weight`` times the cross-entropy
+    of the attributes.
+
+    Telling 64 faces apart takes hair, skin and sex and no more: from the contrast alone, 3,000 steps taught nothing of a smile
+    (zero-shot AUC 0.49). The captions are worded from the same attributes, so the head sees no label that they do not speak of.
 
     Args:
+        attributes: (N, A) of the pictures, 0 or 1.
         captions: (rows, seed) -> list of str, one caption a picture, worded anew at every step.
         tokenize: list of str -> dict of ``input_ids`` and ``attention_mask``.
     """
@@ -142,8 +158,11 @@ def clip_loss(clip: nn.Module, images: np.ndarray, captions: Callable, tokenize:
         x = augment(_batch(images, rows, generator, flip=True), images.shape[1], (0.85, 1.0), generator)
         text = captions(rows.numpy(), int(torch.randint(2**31, (), generator=generator)))
         with torch.autocast("cpu", torch.bfloat16):
-            value = clip(pixel_values=x, **tokenize(text), return_loss=True).loss
-        return value, {"loss": value.item()}
+            output = net.clip(pixel_values=x, **tokenize(text), return_loss=True)
+        # embeddings have unit length: as long as random ones of their dimension, the head need not grow first
+        logits = net.head(output.image_embeds.float() * output.image_embeds.shape[1] ** 0.5)
+        labels = F.binary_cross_entropy_with_logits(logits, attributes[rows])
+        return output.loss + label_weight * labels, {"contrast": output.loss.item(), "labels": labels.item()}
 
     return loss
 

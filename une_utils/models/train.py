@@ -32,14 +32,14 @@ from transformers import (
 from une_utils.files import json_digest, model_hash, write_json
 from une_utils.images import open_images, to_model_range, train_mask
 from une_utils.images.captions import FRAMES, captions, vocabulary
-from une_utils.images.rendered import ATTRIBUTES, FACTORS, RenderedFaces
+from une_utils.images.rendered import ATTRIBUTES, BLUE, FACTORS, RenderedFaces, render
 from une_utils.models import tiny
 from une_utils.models.ddim import to_eps
 from une_utils.models.encoders import TOKENS, Encoder, tokenize
 from une_utils.models.generators import Generator, draw_noise
 from une_utils.models.hspace import Bottleneck, ImplicitShift, edit
 from une_utils.models.losses import (
-    DinoNet, ShiftChain, clip_loss, consistency_loss, dino_loss, hspace_loss, noise_loss, reconstruction_loss, regression_loss, vae_loss,
+    ClipNet, DinoNet, ShiftChain, clip_loss, consistency_loss, dino_loss, hspace_loss, noise_loss, reconstruction_loss, regression_loss, vae_loss,
 )  # fmt: skip
 from une_utils.models.oracle import Oracle, zero_shot_scores
 from une_utils.models.training import Loss, train
@@ -282,8 +282,13 @@ def _train_encoder(folder: Path, recipe: dict, spec: dict, net, loss, work: Path
 
 
 def train_clip(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
-    """A small CLIP on rendered faces and captions worded from their attributes."""
+    """A small CLIP on rendered faces and captions worded from their attributes, the first ``blue`` of them once more with blue skin."""
     spec, source = recipe["vit"], _rendered(recipe)
+    blue = recipe["blue"]
+    names = (*source.attribute_names, "Blue_Skin")
+    pictures = np.concatenate([images, render(source.factors[:blue], source.size, tint=BLUE)])
+    attributes = np.concatenate([source.attributes, source.attributes[:blue]])
+    attributes = np.column_stack([attributes, np.arange(len(attributes)) >= len(source)])
     torch.manual_seed(recipe["seed"])
     tokenizer = word_tokenizer()
     text = dict(
@@ -292,13 +297,14 @@ def train_clip(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> No
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=_vit_sizes(spec, images.shape[1]), projection_dim=spec["projection"]))
+    net = ClipNet(clip, len(names))
     loss = clip_loss(
-        clip, images, lambda rows, seed: captions(source.attributes[rows], source.attribute_names, seed),
-        lambda texts: tokenize(tokenizer, texts), batch=spec["batch"],
+        net, pictures, torch.from_numpy(attributes).float(), lambda rows, seed: captions(attributes[rows], names, seed),
+        lambda texts: tokenize(tokenizer, texts), batch=spec["batch"], label_weight=spec["label_weight"],
     )  # fmt: skip
-    ema = _train_encoder(folder, recipe, spec, clip, loss, work)
+    ema = _train_encoder(folder, recipe, spec, net, loss, work)
     tokenizer.save_pretrained(folder)
-    ship(ema, folder)
+    ship(ema.clip, folder)
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
