@@ -11,6 +11,7 @@ from scipy.stats import norm
 from une_utils.images.rendered import (
     designed_correlation,
     ATTRIBUTES,
+    BLUE,
     FACTORS,
     NUISANCES,
     RenderedFaces,
@@ -194,6 +195,16 @@ def test_sizes_show_the_same_face():
     halved = large.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
     other = render(RenderedFaces(2).factors[1:], 64)[0].astype(float)
     assert np.abs(halved - small).mean() < 4 < np.abs(halved - other).mean()
+
+
+def test_tint_makes_skin_blue_and_leaves_the_rest():
+    """The skin is what the picture changes with Pale_Skin, but for lips and eyes: hair, clothes and background are outside it."""
+    base, pale = np.zeros((1, len(FACTORS))), np.zeros((1, len(FACTORS)))
+    pale[0, FACTORS.index("Pale_Skin")] = 1.0
+    plain, other, blue = render(base, SIZE)[0].astype(int), render(pale, SIZE)[0].astype(int), render(base, SIZE, tint=BLUE)[0].astype(int)
+    skin = np.abs(other - plain).sum(-1) > 60
+    assert skin.sum() > 50 and (blue[skin][:, 2] > blue[skin][:, 0]).mean() > 0.9 and (plain[skin][:, 2] < plain[skin][:, 0]).all()
+    np.testing.assert_array_equal(blue[np.abs(other - plain).sum(-1) == 0], plain[np.abs(other - plain).sum(-1) == 0])
 
 
 @pytest.mark.parametrize("shape", [(len(FACTORS),), (2, len(FACTORS) - 1), (2, len(FACTORS) + 1), (1, 2, len(FACTORS))])

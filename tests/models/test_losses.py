@@ -11,7 +11,7 @@ from une_utils.images.captions import captions
 from une_utils.images.rendered import ATTRIBUTES, RenderedFaces
 from une_utils.models.ddim import make_schedule
 from une_utils.models.encoders import TOKENS, tokenize
-from une_utils.models.losses import boundary_weights, clip_loss, consistency_loss, reconstruction_loss, regression_loss
+from une_utils.models.losses import ClipNet, boundary_weights, clip_loss, consistency_loss, reconstruction_loss, regression_loss
 from une_utils.models.train import word_tokenizer
 
 
@@ -100,11 +100,21 @@ def test_clip_learns(faces):
     )  # fmt: skip
     torch.manual_seed(0)
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=VIT, projection_dim=16))
+    net, numbers = ClipNet(clip, len(ATTRIBUTES)), []
     loss = clip_loss(
-        clip, images, lambda rows, seed: captions(source.attributes[rows], tuple(ATTRIBUTES), seed), lambda t: tokenize(tokenizer, t), batch=16
-    )
-    values = descend(clip, loss, 60)
-    assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.3
+        net, images, torch.from_numpy(source.attributes).float(), lambda rows, seed: captions(source.attributes[rows], tuple(ATTRIBUTES), seed),
+        lambda t: tokenize(tokenizer, t), batch=16, label_weight=2.0,
+    )  # fmt: skip
+
+    def watched(step, generator):
+        value, parts = loss(step, generator)
+        numbers.append((parts["contrast"], parts["labels"]))
+        assert value.item() == pytest.approx(parts["contrast"] + 2 * parts["labels"], rel=1e-3)
+        return value, parts
+
+    descend(net, watched, 60)
+    before, after = np.mean(numbers[:5], axis=0), np.mean(numbers[-5:], axis=0)
+    assert after[0] < before[0] - 0.1 and after[1] < before[1] - 0.1
 
 
 def test_masked_autoencoder_learns(faces):

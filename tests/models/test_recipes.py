@@ -106,7 +106,7 @@ def test_states_of_the_training_ship(train_model, monkeypatch):
 
 def test_clip_recipe(train_model):
     folder = train_model(
-        "clip", {"kind": "clip", "seed": 1, "images": IMAGES, "vit": VIT | {"text_width": 32, "text_layers": 1, "projection": 8}}
+        "clip", {"kind": "clip", "seed": 1, "images": IMAGES, "blue": 4, "vit": VIT | {"text_width": 32, "text_layers": 1, "projection": 8, "label_weight": 1.0}}
     )
     encoder = Encoder.load(folder)
     assert encoder.dimension == 8 and encoder.embed_text(["a man with a hat"]).shape == (1, 8)

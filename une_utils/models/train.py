@@ -400,14 +400,15 @@ def _rendered(recipe: dict, held_out: bool = False) -> RenderedFaces:
     return RenderedFaces(count, size=spec["size"], seed=seed)
 
 
-def measure_clip(folder: Path, recipe: dict) -> dict[str, float]:
-    """Zero-shot accuracy and AUC (mean over attributes) of held-out faces from prompts alone, and the majority's accuracy."""
+def measure_clip(folder: Path, recipe: dict) -> dict[str, Any]:
+    """Zero-shot accuracy and AUC (mean over attributes, and each one's) of held-out faces from prompts alone, and the majority's accuracy."""
     source = _rendered(recipe, held_out=True)
     scores = zero_shot_scores(Encoder.load(folder), torch.from_numpy(to_model_range(source.load(range(len(source))))), source.attribute_names)
     truth = source.attributes
+    auc = {name: float(roc_auc_score(truth[:, a], scores[:, a])) for a, name in enumerate(source.attribute_names)}
     return {
         "zero_shot_accuracy": float(((scores > 0) == truth).mean()), "majority_accuracy": float(np.maximum(truth.mean(0), 1 - truth.mean(0)).mean()),
-        "zero_shot_auc": float(np.mean([roc_auc_score(truth[:, a], scores[:, a]) for a in range(truth.shape[1])])), "images": len(source),
+        "zero_shot_auc": float(np.mean(list(auc.values()))), "auc": {name: round(value, 4) for name, value in auc.items()}, "images": len(source),
     }  # fmt: skip
 
 
@@ -421,23 +422,22 @@ def measure_oracle(folder: Path, recipe: dict) -> dict[str, Any]:
 
 def measure_shift(folder: Path, recipe: dict) -> dict[str, float]:
     """What an oracle sees in held-out faces after the edit at strength 1, in standard deviations, against the same faces without it:
-    the attribute's factor, towards the attribute, and the root mean square of all other factors; and the pictures' cosine to the texts.
+    the attribute's factor, towards the attribute (where the attribute is one of the data's), and the root mean square of all other
+    factors; and the cosine of the pictures' change to that of the texts.
     """
     generator, clip, oracle = (kind.load(MODELS / recipe[key]) for kind, key in ((Generator, "generator"), (Encoder, "clip"), (Oracle, "oracle")))
     shift = ImplicitShift.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-    goal, images = ATTRIBUTES[recipe["attribute"]], to_model_range(held_out_images(recipe)[:EDITED])
+    images = to_model_range(held_out_images(recipe)[:EDITED])
     noise = torch.from_numpy(generator.noise_of(images, shift.steps)).view(-1, *generator.shape)
     options = {"schedule": generator.schedule(shift.steps), "shift": shift, "t_edit": shift.config.t_edit}
     pictures = [generator.decode(edit(Bottleneck(generator), noise, strength=s, **options)).clamp(-1, 1) for s in (0.0, 1.0)]
-    before, after = (oracle.read(p) for p in pictures)
-    changes, column = after - before, oracle.names.index(goal.factor)
-    others = torch.cat([changes[:, :column], changes[:, column + 1 :]], dim=1)
+    changes = oracle.read(pictures[1]) - oracle.read(pictures[0])
     first, second = (torch.nn.functional.normalize(clip.embed(p), dim=1) for p in pictures)
     cosine = torch.nn.functional.cosine_similarity(second - first, text_direction(clip, recipe["source"], recipe["target"])[None])
-    return {
-        "factor_change": goal.sign * changes[:, column].mean().item(), "other_factors_rms": others.square().mean().sqrt().item(),
-        "text_cosine": cosine.mean().item(), "images": len(images),
-    }  # fmt: skip
+    goal = ATTRIBUTES.get(recipe["attribute"])  # none for an edit that leaves the training data
+    others = torch.tensor([goal is None or name != goal.factor for name in oracle.names])
+    numbers = {"other_factors_rms": changes[:, others].square().mean().sqrt().item(), "text_cosine": cosine.mean().item(), "images": len(images)}
+    return numbers if goal is None else {"factor_change": goal.sign * changes[:, ~others].mean().item()} | numbers
 
 
 MEASURES = {
