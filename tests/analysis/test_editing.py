@@ -700,6 +700,47 @@ def test_psnr():
             e.psnr(*pair)
 
 
+def test_cost_at_an_effect_is_read_off_the_line():
+    """Effect 1, 2, 3 and cost 10, 20, 50 of every face: an effect of 0.5 costs 5, of 1 costs 10, of 2.5 costs 35."""
+    effect, cost = np.repeat([[1.0], [2.0], [3.0]], 4, axis=1), np.repeat([[10.0], [20.0], [50.0]], 4, axis=1)
+    for level, expected in {0.5: 5, 1: 10, 2.5: 35}.items():
+        found = e.cost_at_effect([(effect, cost)], level, bootstrap=20)
+        assert found == e.Estimate(expected, expected, expected, 4)
+    two = e.cost_at_effect([(effect, cost), (effect, 3 * cost)], 2.5, [(effect, cost), (effect, cost)], bootstrap=20)
+    assert two.value == pytest.approx(35) and two.n == 8  # (35 + 105) / 2 - 35
+
+
+def test_cost_of_an_effect_that_is_not_reached_is_infinite():
+    effect, cost = np.ones((2, 3)), np.ones((2, 3))
+    assert e.cost_at_effect([(effect, cost)], 1.5).value == np.inf
+    assert np.isnan(e.cost_at_effect([(effect, cost)], 1.5, [(effect, cost)]).value)
+    assert e.cost_at_effect([(effect, cost)], 0.5, [(0.1 * effect, cost)]).value == -np.inf
+    assert e.cost_at_effect([(np.array([[2.0, 2.0], [-5.0, -5.0]]), cost[:, :2])], 1.0).value == pytest.approx(0.5)  # the first time counts
+
+
+def test_cost_differences_are_paired():
+    """The rival costs one more for every face, whatever a face costs: no doubt about the difference."""
+    rng = np.random.default_rng(0)
+    effect, cost = np.ones((1, 50)), rng.uniform(0, 100, (1, 50))
+    alone, paired = e.cost_at_effect([(effect, cost)], 1.0), e.cost_at_effect([(effect, cost)], 1.0, [(effect, cost + 1)])
+    assert alone.high - alone.low > 10
+    assert (paired.value, paired.low, paired.high) == pytest.approx((-1, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("measured", "rival", "message"),
+    [
+        ([], [], "at least one"),
+        ([(np.ones((2, 3)), np.ones((2, 3)))], [(np.ones((2, 3)), np.ones((2, 3)))] * 2, "as many"),
+        ([(np.ones((2, 3)), np.ones((1, 3)))], [], r"\(2, 3\) and \(1, 3\)"),
+        ([(np.full((2, 3), np.nan), np.ones((2, 3)))], [], "NaN"),
+    ],
+)
+def test_costs_that_do_not_fit_are_refused(measured, rival, message):
+    with pytest.raises(ValueError, match=message):
+        e.cost_at_effect(measured, 1.0, rival)
+
+
 def test_embedding_distance():
     a = np.array([[1.0, 0.0], [1.0, 1.0], [2.0, 0.0], [3.0, 4.0]])
     b = np.array([[5.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-4.0, 3.0]])

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import linalg, special, stats
 
 from une_utils.analysis.probes import NearestMean, Probe
-from une_utils.analysis.stats import Estimate, percentile_interval, proportion
+from une_utils.analysis.stats import LEVEL, Estimate, bootstrap_weights, percentile_interval, proportion
 
 METHODS = ("logistic", "mean difference", "whitened", "random")
 _RANK = 1e-10  # a part of a unit vector below this is rounding, not a direction of its own
@@ -711,6 +711,49 @@ def _collateral_measures(parts: np.ndarray) -> dict[str, np.ndarray]:
             "expected ratio": expected / np.abs(target),
             "entanglement": product / square,
         }
+
+
+def cost_at_effect(
+    measured: Sequence[tuple[np.ndarray, np.ndarray]], level: float, rival: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    bootstrap: int = 1000, seed: int = 42,
+) -> Estimate:  # fmt: skip
+    """What an edit costs at the strength at which its mean effect first reaches `level`: the fair comparison of methods whose
+    strengths have no common unit.
+
+    measured: for each attribute, effect (S, N) and cost (S, N) of N faces at S rising strengths, in any units; between two
+    strengths, and from the unedited face (effect and cost 0) to the first, means are interpolated linearly. Attributes are
+    averaged. rival: another method's, whose cost is subtracted; face i of an attribute is the same face there, so both are drawn
+    together. The interval is a bootstrap over faces. The value is infinite where the effect is not reached, and NaN where neither
+    method reaches it. Raises ValueError for shapes that do not fit or numbers that are not finite.
+    """
+    if not measured or (rival and len(rival) != len(measured)):
+        raise ValueError(f"{len(measured)} attributes, and {len(rival)} of the rival; expected at least one, and as many")
+    own, other = (np.zeros(1 + bootstrap) for _ in range(2))
+    for k, (effect, cost) in enumerate(measured):
+        weights = bootstrap_weights(np.shape(effect)[-1], bootstrap, seed + k)
+        own += _cost_draws(effect, cost, level, weights) / len(measured)
+        if rival:
+            other += _cost_draws(*rival[k], level, weights) / len(measured)
+    with np.errstate(invalid="ignore"):
+        draws = own - other
+    count, tail = sum(np.shape(effect)[-1] for effect, _ in measured), (1 - LEVEL) / 2
+    if np.isnan(draws[0]):
+        return Estimate(np.nan, np.nan, np.nan, count)
+    low, high = np.nanquantile(draws[1:], [tail, 1 - tail], method="nearest")  # no interpolation: it makes NaN of two infinities
+    return Estimate(float(draws[0]), float(low), float(high), count)
+
+
+def _cost_draws(effect: np.ndarray, cost: np.ndarray, level: float, weights: np.ndarray) -> np.ndarray:
+    """Cost (B,) at the level for every line of weights (B, N); infinite where the mean effect stays below it."""
+    effect, cost = _finite(effect, "effect", 2), _finite(cost, "cost", 2)
+    if effect.shape != cost.shape or effect.shape[1] != weights.shape[1]:
+        raise ValueError(f"effect and cost must be (S, {weights.shape[1]}), got {effect.shape} and {cost.shape}")
+    rising, price = (np.concatenate([np.zeros((len(weights), 1)), weights @ m.T / weights.shape[1]], axis=1) for m in (effect, cost))
+    reached = rising >= level  # (B, 1 + S)
+    after = np.maximum(reached.argmax(axis=1), 1)
+    (e0, e1), (c0, c1) = ([np.take_along_axis(m, (after - k)[:, None], 1)[:, 0] for k in (1, 0)] for m in (rising, price))
+    share = (level - e0) / np.where(e1 > e0, e1 - e0, 1.0)
+    return np.where(reached.any(axis=1), c0 + share * (c1 - c0), np.inf)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
