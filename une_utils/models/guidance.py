@@ -57,7 +57,8 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
     def forward(self, x: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
         """Logits (N, A) of states x_t (N, C, H, W) at timestep ``t``, one for all or one for each (N,)."""
         if x.shape[1:] != tuple(self.config.shape):
-            raise ValueError(f"states have shape {tuple(x.shape[1:])}, this classifier reads {tuple(self.config.shape)}: it was made for another generator")
+            read, given = tuple(self.config.shape), tuple(x.shape[1:])
+            raise ValueError(f"states have shape {given}, this classifier reads {read}: it was made for another generator")
         moment = self.time(get_timestep_embedding(torch.as_tensor(t, device=x.device).reshape(-1), self.time.in_features))
         h = self.first(x)
         for i, block in enumerate(self.blocks):
@@ -166,7 +167,8 @@ def image_guidance(
         x0 (N, ...); with ``trajectory`` the states (S + 1, N, ...) as the network saw them, from noise to x0.
     """
     if len(guide) != len(schedule) + 1:
-        raise ValueError(f"guide has {len(guide)} states, expected {len(schedule) + 1} for {len(schedule)} steps: the trajectory of the same inversion")
+        expected = f"{len(schedule) + 1} for {len(schedule)} steps"
+        raise ValueError(f"guide has {len(guide)} states, expected {expected}: the trajectory of an inversion with the same schedule")
     if guide.shape[1:] not in (noise.shape, (1, *noise.shape[1:])):
         raise ValueError(f"states of the guide have shape {tuple(guide.shape[1:])}, expected {tuple(noise.shape)} or one image")
     scale, kind = per_image(strength, noise), schedule.prediction_type
