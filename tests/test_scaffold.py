@@ -153,6 +153,7 @@ def test_recipes_are_complete(recipe):
         "latent-diffusion": {"unet", "scheduler", "flip"}, "pixel-diffusion": {"unet", "scheduler"}, "consistency": {"unet", "teacher", "flip"},
         "dino": {"vit", "flip"}, "mae": {"vit", "flip"}, "clip": {"vit"}, "oracle": {"resnet"},
         "hspace": {"generator", "clip", "oracle", "source", "target", "shift"},
+        "noisy-classifier": {"generator", "classifier"},
     }  # fmt: skip
     assert needed[spec["kind"]] <= set(spec)
     assert spec["kind"] != "latent-diffusion" or ("vae" in spec) != ("vae_of" in spec)

@@ -218,10 +218,10 @@ class Combination:
 
     def __call__(self, h: torch.Tensor, t: int) -> torch.Tensor:
         pairs = zip(self.shifts, self.coefficients, strict=True)
-        return sum(_per_image(c, h) * (shift.steps / self.steps) * shift(h, t) for shift, c in pairs)
+        return sum(per_image(c, h) * (shift.steps / self.steps) * shift(h, t) for shift, c in pairs)
 
 
-def _per_image(number: float | torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+def per_image(number: float | torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     """A number, or one for each of the N images, in a shape that multiplies h."""
     value = torch.as_tensor(number, dtype=torch.float32, device=h.device)
     if value.ndim > 1 or (value.ndim and len(value) != len(h)):
@@ -294,7 +294,7 @@ def edit(
     for i in tqdm(reversed(range(len(schedule))), total=len(schedule), desc="edit", disable=not progress):
         t, a, b = schedule.timesteps[i], schedule.levels[i + 1], schedule.levels[i]
         if t >= t_edit:
-            x = step(x, *bottleneck.predict(x, t, lambda h, t: _per_image(factor, h) * shift(h, t)), a, b, kind)
+            x = step(x, *bottleneck.predict(x, t, lambda h, t: per_image(factor, h) * shift(h, t)), a, b, kind)
         elif t >= t_boost:
             x = denoise(bottleneck.model(x, t), x, a, b, kind)
         else:

@@ -29,6 +29,14 @@ def _batch(images: np.ndarray, rows: torch.Tensor, generator: torch.Generator, f
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def _noised(x0: torch.Tensor, alphas_cumprod: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Uniform timesteps (B,), their levels (B, 1, 1, 1), noise and the states x_t of x0 (B, C, H, W)."""
+    t = torch.randint(len(alphas_cumprod), (len(x0),), generator=generator)
+    eps = torch.randn(x0.shape, generator=generator)
+    level = alphas_cumprod[t].view(-1, 1, 1, 1)
+    return t, level, eps, level.sqrt() * x0 + (1 - level).sqrt() * eps
+
+
 def vae_loss(vae: nn.Module, images: np.ndarray, *, batch: int, full_share: float, crop: int, kl: float, square: float, flip: bool) -> Loss:
     """L1 + 0.5 L1 of image gradients + ``square`` times squared error + ``kl`` times KL per latent entry.
 
@@ -72,15 +80,35 @@ def noise_loss(unet: nn.Module, latents: torch.Tensor, alphas_cumprod: torch.Ten
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         x0 = latents[_rows(len(latents), batch, generator)]
-        t = torch.randint(len(alphas_cumprod), (batch,), generator=generator)
-        eps = torch.randn(x0.shape, generator=generator)
-        level = alphas_cumprod[t].view(-1, 1, 1, 1)
-        x_t = level.sqrt() * x0 + (1 - level).sqrt() * eps
+        t, level, eps, x_t = _noised(x0, alphas_cumprod, generator)
         target = {"epsilon": eps, "sample": x0, "v_prediction": level.sqrt() * eps - (1 - level).sqrt() * x0}[prediction_type]
         with torch.autocast("cpu", torch.bfloat16):
             out = unet(x_t.contiguous(memory_format=torch.channels_last), t).sample
         error = (out.float() - target).square().mean()
         return error, {"mse": error.item()}
+
+    return loss
+
+
+def noisy_classifier_loss(
+    net: nn.Module, latents: torch.Tensor, attributes: torch.Tensor, alphas_cumprod: torch.Tensor, *, batch: int
+) -> Loss:
+    """Binary cross-entropy of all attributes, read from x_t at uniform timesteps (Dhariwal and Nichol 2021, Section 4).
+
+    Args:
+        latents: (N, C, H, W) standardised x0.
+        attributes: (N, A) of the pictures, 0 or 1.
+    """
+    if len(latents) != len(attributes):
+        raise ValueError(f"{len(latents)} latents and {len(attributes)} rows of attributes; expected one row for each")
+
+    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        rows = _rows(len(latents), batch, generator)
+        t, _, _, x_t = _noised(latents[rows], alphas_cumprod, generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = net(x_t, t)
+        value = F.binary_cross_entropy_with_logits(logits.float(), attributes[rows])
+        return value, {"labels": value.item()}
 
     return loss
 

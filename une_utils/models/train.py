@@ -37,9 +37,11 @@ from une_utils.models import tiny
 from une_utils.models.ddim import to_eps
 from une_utils.models.encoders import TOKENS, Encoder, tokenize
 from une_utils.models.generators import Generator, draw_noise
+from une_utils.models.guidance import NoisyClassifier
 from une_utils.models.hspace import Bottleneck, ImplicitShift, edit
 from une_utils.models.losses import (
-    ClipNet, DinoNet, ShiftChain, clip_loss, consistency_loss, dino_loss, hspace_loss, noise_loss, reconstruction_loss, regression_loss, vae_loss,
+    ClipNet, DinoNet, ShiftChain, clip_loss, consistency_loss, dino_loss, hspace_loss, noise_loss, noisy_classifier_loss, reconstruction_loss,
+    regression_loss, vae_loss,
 )  # fmt: skip
 from une_utils.models.oracle import Oracle, zero_shot_scores
 from une_utils.models.training import Loss, train
@@ -47,6 +49,7 @@ from une_utils.settings import MODELS, ProfileError, cache_root, load_profile
 
 HELD_OUT = 500  # pictures for the numbers of a model card
 EDITED = 50  # of them, to be edited for the card of a shift
+NOISY = (100, 400, 700)  # timesteps at which a classifier of noisy states is measured
 
 
 def held_out_images(recipe: dict) -> np.ndarray:
@@ -349,6 +352,18 @@ def train_oracle(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> 
     ship(_train_encoder(folder, recipe, spec, net, loss, work), folder)
 
 
+def train_noisy_classifier(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
+    """A small classifier of the attributes of rendered faces in the noisy latents of a generator, for classifier guidance."""
+    spec, source = recipe["classifier"], _rendered(recipe)
+    generator = Generator.load(MODELS / recipe["generator"])
+    x0 = standardised_latents(MODELS / recipe["generator"], generator.vae, images, flip=False)
+    torch.manual_seed(recipe["seed"])
+    net = NoisyClassifier(generator.shape, source.attribute_names, spec["widths"], spec["groups"])
+    labels = torch.from_numpy(source.attributes).float()
+    loss = noisy_classifier_loss(net, x0, labels, generator.scheduler.alphas_cumprod, batch=spec["batch"])
+    ship(_train_encoder(folder, recipe, spec, net, loss, work), folder)
+
+
 def train_shift(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
     """f_t of Asyrp for one pair of texts, on the inverted noise of the pictures; generator and CLIP are frozen."""
     spec, generator, clip = recipe["shift"], Generator.load(MODELS / recipe["generator"]), Encoder.load(MODELS / recipe["clip"])
@@ -420,6 +435,22 @@ def measure_oracle(folder: Path, recipe: dict) -> dict[str, Any]:
     return {"mean_r2": float(r2.mean()), "r2": dict(zip(FACTORS, r2.round(4).tolist(), strict=True)), "images": len(source)}
 
 
+@torch.no_grad()
+def measure_noisy_classifier(folder: Path, recipe: dict) -> dict[str, Any]:
+    """AUC of the attributes of held-out faces, read from states x_t: the mean at each of ``NOISY``, and each attribute's at all of them."""
+    source, generator = _rendered(recipe, held_out=True), Generator.load(MODELS / recipe["generator"])
+    classifier = NoisyClassifier.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    x0 = torch.cat([generator.encode(part) for part in torch.from_numpy(to_model_range(source.load(range(len(source))))).split(100)])
+    eps, auc = draw_noise(generator.shape, 0, range(len(x0))), {}
+    for t in NOISY:
+        level = float(generator.scheduler.alphas_cumprod[t])
+        logits = classifier(level**0.5 * x0 + (1 - level) ** 0.5 * eps, t).numpy()
+        auc[t] = [roc_auc_score(truth, score) for truth, score in zip(source.attributes.T, logits.T, strict=True)]
+    means = {str(t): float(np.mean(values)) for t, values in auc.items()}
+    rows = {name: np.round(values, 4).tolist() for name, values in zip(source.attribute_names, zip(*auc.values(), strict=True), strict=True)}
+    return {"auc_at_timestep": means, "auc": rows, "images": len(source)}
+
+
 def measure_shift(folder: Path, recipe: dict) -> dict[str, float]:
     """What an oracle sees in held-out faces after the edit at strength 1, in standard deviations, against the same faces without it:
     the attribute's factor, towards the attribute (where the attribute is one of the data's), and the root mean square of all other
@@ -447,6 +478,7 @@ MEASURES = {
     "clip": measure_clip,
     "oracle": measure_oracle,
     "hspace": measure_shift,
+    "noisy-classifier": measure_noisy_classifier,
 }
 TRAINERS = {
     "latent-diffusion": (train_latent_diffusion, "unet/config.json"),
@@ -457,6 +489,7 @@ TRAINERS = {
     "mae": (train_mae, "config.json"),
     "oracle": (train_oracle, "config.json"),
     "hspace": (train_shift, "config.json"),
+    "noisy-classifier": (train_noisy_classifier, "config.json"),
 }
 
 
