@@ -172,6 +172,43 @@ def test_missing_weights_are_named_with_the_way_to_make_them():
         profile.encoders[0].resolved_path()
 
 
+SHIFT = {"name": "smile", "path": "smile", "attribute": "Smiling"}
+
+
+def test_shifts_are_models_that_name_their_attribute():
+    profile = load_profile("mini", {"shifts": [SHIFT]})
+    assert profile.shifts[0].attribute == "Smiling" and profile.shifts[0].title == "smile"
+    assert profile.shifts[0] in profile.models
+    assert load_profile("mini", {"shifts": []}).models == profile.models[:-1]
+
+
+@pytest.mark.parametrize(
+    ("shift", "message"),
+    [
+        ({"name": "smile", "path": "smile"}, r"shifts\.0\.attribute: Field required"),
+        (SHIFT | {"attribute": "a smile"}, r"shifts\.0\.attribute"), (SHIFT | {"path": ""}, "needs either 'path' or 'hub'"),
+        (SHIFT | {"name": "faces-ldm"}, "found twice: faces-ldm"), (SHIFT | {"strength": 1}, r"shifts\.0\.strength"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_shift_is_named(shift, message):
+    with pytest.raises(ProfileError, match=message):
+        load_profile("mini", {"shifts": [shift]})
+
+
+def test_a_notebook_is_left_out_where_what_it_needs_is_not_there():
+    without = load_profile("mini", {"shifts": [], "skip": {"05": "no edits"}})
+    assert without.left_out == {"05": "no edits", "11": "no shift of h-space is trained for its generator"}
+    assert load_profile("mini", {"shifts": [], "skip": {"11": "another reason"}}).left_out == {"11": "another reason"}
+    assert load_profile("mini").left_out == load_profile("ci").left_out == {}
+
+
+def test_profiles_without_shifts_keep_their_hash():
+    """Their figures were made before there were shifts, from data that not everybody has."""
+    lfw = load_profile("lfw")
+    assert not lfw.shifts and "11" in lfw.left_out and "11" not in lfw.skip
+    assert profile_hash(lfw) == profile_hash(lfw.model_copy(update={"shifts": None})) != profile_hash(load_profile("lfw", {"shifts": [SHIFT]}))
+
+
 HUB = {"name": "sd15", "hub": "owner/sd15", "revision": "a" * 40}
 
 

@@ -38,6 +38,9 @@ https://github.com/clovaai/stargan-v2 describes and unpack it; the folder to nam
   train/cat/  train/dog/  train/wild/  test/cat/  test/dog/  test/wild/""",
 }
 
+# Number of a notebook -> the setting of a profile that it cannot do without, and why it is left out where that is empty.
+NEEDS = {"11": ("shifts", "no shift of h-space is trained for its generator")}
+
 
 class ProfileError(ValueError):
     """A profile is missing or invalid; the message names the file, the key and what was expected."""
@@ -178,6 +181,15 @@ class Model(_Section):
         return self._folder
 
 
+class ShiftModel(Model):
+    """f_t of Asyrp: a trained shift of the first generator's bottleneck.
+
+    ``attribute`` is what it puts on: one of the pictures' attributes, or another one that the captions have words for.
+    """
+
+    attribute: str = Field(pattern=r"^[A-Z][A-Za-z_]*$", description="attribute whose presence an edit with strength 1 should bring")
+
+
 class Zoo(_Section):
     """How latents are made and stored."""
 
@@ -227,9 +239,10 @@ class Profile(_Section):
     encoders: list[Model] = Field(min_length=1)
     variants: list[Model] = Field([], description="further generators, looked at in the ablations only (notebook 08)")
     checkpointed: list[Model] = Field([], description="one recipe, several seeds, states of the training kept (notebook 10)")
+    shifts: list[ShiftModel] = Field([], description="edits in the bottleneck of the first generator (notebook 11)")
     oracle: str | None = Field(None, description="model below ``data/models`` that judges edits of rendered faces")
     classes: list[str] = Field([], description="attributes of which a picture has one; edits go from the first to the second (notebook 08b)")
-    skip: dict[str, str] = Field({}, description="number of a notebook that this profile does not run -> the reason")
+    skip: dict[str, str] = Field({}, description="number of a notebook that this profile does not run -> the reason; see ``left_out``")
     zoo: Zoo = Zoo()
     analysis: Analysis = Analysis()
 
@@ -243,8 +256,13 @@ class Profile(_Section):
 
     @property
     def models(self) -> list[Model]:
-        """All generators and encoders, whatever their part."""
-        return [*self.generators, *self.encoders, *self.variants, *self.checkpointed]
+        """All generators, encoders and shifts, whatever their part."""
+        return [*self.generators, *self.encoders, *self.variants, *self.checkpointed, *self.shifts]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Number of a notebook that this profile does not run -> the reason: ``skip``, and what needs a setting that is empty here."""
+        return {number: reason for number, (setting, reason) in NEEDS.items() if not getattr(self, setting)} | self.skip
 
     @property
     def zoo_path(self) -> Path:

@@ -18,8 +18,8 @@ from une_utils.models.ddim import PREDICTION_TYPES, denoise, make_schedule, samp
 from une_utils.models.encoders import TOKENS
 from une_utils.models.generators import Generator, draw_noise
 from une_utils.models.hspace import (
-    Bottleneck, Combination, Curves, ImplicitShift, StepShift, asymmetric_step, cancellation, choose_t_boost, choose_t_edit, edit, global_shift,
-    layers, mean_shift, perceptual_curves, probe_shift, stochastic_step,
+    Bottleneck, Combination, Curves, ImplicitShift, OutputSpace, StepShift, asymmetric_step, cancellation, choose_t_boost, choose_t_edit, edit,
+    global_shift, layers, mean_shift, perceptual_curves, probe_shift, record_changes, relative_shift, stochastic_step,
 )  # fmt: skip
 from une_utils.models.losses import ShiftChain, directional_loss, hspace_loss
 
@@ -420,6 +420,40 @@ def test_combination_is_the_plain_sum():
     assert both.steps == 10
     expected = torch.stack([0.5 * a(h, 0) + 2 * b(h, 0), 0.5 * a(h, 0) - 2 * b(h, 0)])
     torch.testing.assert_close(both(h, 0), expected)
+
+
+# eps-space, for comparison
+
+
+def test_output_space_is_shifted_at_the_end_of_the_network(generator, noise):
+    space, schedule = OutputSpace(generator), generator.schedule(STEPS)
+    assert torch.equal(space.read(noise, 300), generator(noise, 300))
+    plain, shifted = space.predict(noise, 300, lambda h, t: 0.1 * h + t)
+    assert torch.equal(plain, generator(noise, 300)) and torch.equal(shifted, plain + (0.1 * plain + 300))
+    assert torch.equal(edit(space, noise, schedule, nothing, t_edit=0), sample(generator, noise, schedule))
+
+
+def test_recorded_changes_repeat_the_edit_of_their_image_in_both_spaces(bottleneck, generator, noise, shift):
+    schedule = generator.schedule(2 * STEPS)
+    changes = record_changes(bottleneck, noise, schedule, shift, t_edit=300)
+    assert torch.equal(changes.x0, edit(bottleneck, noise, schedule, shift, t_edit=300))
+    assert set(changes.h) == set(changes.output) == {t for t in schedule.timesteps if t >= 300}
+    assert changes.h[schedule.timesteps[-1]].shape == (3, *SHAPE) and changes.output[schedule.timesteps[-1]].shape == noise.shape
+    for space, deltas in ((bottleneck, changes.h), (OutputSpace(generator), changes.output)):
+        one = StepShift({t: delta[1] for t, delta in deltas.items()}, len(schedule))
+        found = edit(space, noise, schedule, one, t_edit=300)
+        torch.testing.assert_close(found[1], changes.x0[1], rtol=1e-3, atol=1e-3 * changes.x0[1].abs().max().item())
+        assert not torch.allclose(found[0], changes.x0[0], rtol=1e-3, atol=1e-3)
+
+
+def test_relative_shift_is_as_long_as_asked_for():
+    h = draw_noise(SHAPE, 0, range(3)) * torch.tensor([1.0, 5.0, 0.0]).view(3, 1, 1, 1)
+    single, each = draw_noise(SHAPE, 1, range(1))[0], draw_noise(SHAPE, 2, range(3))
+    for direction in (single, each):
+        delta = relative_shift(7 * direction, 0.25)(h, 0)
+        torch.testing.assert_close(delta.flatten(1).norm(dim=1), 0.25 * h.flatten(1).norm(dim=1))
+        cosine = torch.nn.functional.cosine_similarity(delta[:2].flatten(1), direction.expand_as(h)[:2].flatten(1))
+        torch.testing.assert_close(cosine, torch.ones(2))
 
 
 # t_edit and t_boost

@@ -133,6 +133,13 @@ def test_a_profile_skips_notebooks_and_says_why(project, capsys):
     assert runner.chosen(runner.find_notebooks(), settings.load_profile("mini")) == runner.find_notebooks()
 
 
+def test_a_notebook_is_left_out_where_what_it_needs_is_missing(project, capsys, write_notebook):
+    write_notebook(project / "notebooks/11_shifts.ipynb")
+    profile = settings.load_profile("mini").model_copy(update={"shifts": []})
+    assert [p.stem for p in runner.chosen(runner.find_notebooks(), profile)] == ["02_gauss"]
+    assert "11_shifts.ipynb: left out by profile mini, no shift of h-space" in capsys.readouterr().out
+
+
 def test_in_place_writes_a_notebook_fit_to_commit(project, capsys, write_notebook):
     code = "import sys; print('kept'); print('10%|#  | 1/9', file=sys.stderr)"
     notebook = write_notebook(project / "notebooks/02_gauss.ipynb", code, "", "profile_name")

@@ -100,6 +100,29 @@ class Bottleneck:
         return output, known
 
 
+class OutputSpace:
+    """The network's output as if it were h: what Asyrp compares h-space with. The same shifts, edits and samplers work on it.
+
+    For a network that predicts eps this is eps-space; a change of v or of x0 is a change of eps times a number that depends on t.
+
+    Args:
+        model: what DDIM samples from.
+    """
+
+    def __init__(self, model: Model | Generator):
+        self.model = model
+
+    @torch.no_grad()
+    def read(self, x: torch.Tensor, t: int) -> torch.Tensor:
+        """Network output (N, ...) of states ``x`` at timestep ``t``."""
+        return self.model(x, t)
+
+    def predict(self, x: torch.Tensor, t: int, shift: Shift) -> tuple[torch.Tensor, torch.Tensor]:
+        """Network outputs (N, ...) as they are and shifted, from one call."""
+        output = self.read(x, t)
+        return output, output + shift(output, t)
+
+
 @contextmanager
 def _recording(blocks: Sequence[nn.Module], last: nn.Module) -> Iterator[dict[nn.Module, torch.Tensor]]:
     """Fill the mapping with the outputs of ``blocks`` until ``last`` is done."""
@@ -185,6 +208,16 @@ def global_shift(mean: StepShift) -> StepShift:
     return StepShift({0: torch.stack(list(mean.deltas.values())).mean(0)}, mean.steps)
 
 
+def relative_shift(direction: torch.Tensor, size: float) -> Shift:
+    """A direction, as long as ``size`` times the h of each image: the same push in layers, or spaces, whose activations differ in length.
+
+    Args:
+        direction: (C, H, W), or one for each image (N, C, H, W); its length does not count.
+    """
+    unit = direction / direction.flatten(-3).norm(dim=-1)[..., None, None, None]
+    return lambda h, t: size * h.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * unit
+
+
 def probe_shift(normal: torch.Tensor, h: torch.Tensor, steps: int) -> StepShift:
     """The direction of a linear probe on h, as long as one standard deviation of h along it.
 
@@ -255,7 +288,7 @@ def cancellation(a: float, b: float) -> float:
 
 @torch.no_grad()
 def edit(
-    bottleneck: Bottleneck,
+    bottleneck: Bottleneck | OutputSpace,
     noise: torch.Tensor,
     schedule: Schedule,
     shift: Shift,
@@ -305,17 +338,57 @@ def edit(
     return torch.stack(states) if trajectory else x
 
 
+class Changes(NamedTuple):
+    """What a shift changes on the edited path of every image, by timestep.
+
+    Attributes:
+        h: timestep -> (N, C, H, W), as added to h.
+        output: timestep -> (N, ...), what becomes of it at the end of the network.
+        x0: (N, ...) where the path ends.
+    """
+
+    h: dict[int, torch.Tensor]
+    output: dict[int, torch.Tensor]
+    x0: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A bottleneck that writes down what is done to it."""
+
+    bottleneck: Bottleneck
+    h: dict[int, torch.Tensor]
+    output: dict[int, torch.Tensor]
+
+    @property
+    def model(self) -> Model | Generator:
+        return self.bottleneck.model
+
+    def predict(self, x: torch.Tensor, t: int, shift: Shift) -> tuple[torch.Tensor, torch.Tensor]:
+        def watched(h: torch.Tensor, t: int) -> torch.Tensor:
+            self.h[t] = shift(h, t).expand_as(h)
+            return self.h[t]
+
+        output, shifted = self.bottleneck.predict(x, t, watched)
+        self.output[t] = shifted - output
+        return output, shifted
+
+
+def record_changes(bottleneck: Bottleneck, noise: torch.Tensor, schedule: Schedule, shift: Shift, *, t_edit: int) -> Changes:
+    """``edit`` with strength 1, and what it changes at every step.
+
+    A ``StepShift`` of one image's ``h`` in h-space and of its ``output`` in ``OutputSpace`` are the same edit of that image; on
+    other images they show what each space makes of a change that was not meant for them (paper, Section 5.3, homogeneity).
+    """
+    watched = _Watched(bottleneck, {}, {})
+    x0 = edit(watched, noise, schedule, shift, t_edit=t_edit)
+    return Changes(watched.h, watched.output, x0)
+
+
 def mean_shift(bottleneck: Bottleneck, noise: torch.Tensor, schedule: Schedule, shift: Shift, *, t_edit: int) -> StepShift:
     """Delta h_t^mean: the mean over images of what a shift does at every edited timestep of their edited path (paper, Section 5.3)."""
-    deltas: dict[int, torch.Tensor] = {}
-
-    def watched(h: torch.Tensor, t: int) -> torch.Tensor:
-        delta = shift(h, t) * (getattr(shift, "steps", len(schedule)) / len(schedule))
-        deltas[t] = delta.expand_as(h).mean(0)
-        return delta
-
-    edit(bottleneck, noise, schedule, watched, t_edit=t_edit)
-    return StepShift(deltas, len(schedule))
+    changes = record_changes(bottleneck, noise, schedule, shift, t_edit=t_edit)
+    return StepShift({t: delta.mean(0) for t, delta in changes.h.items()}, len(schedule))
 
 
 class Curves(NamedTuple):

@@ -230,7 +230,7 @@ def _here(claim: Claim, row: dict[str, Any] | None, digits: int) -> str:
 
 
 def _verdict(claim: Claim, profile: Profile, row: dict[str, Any] | None) -> str:
-    reason = claim.not_testable.get(profile.name) or profile.skip.get(claim.notebook)
+    reason = claim.not_testable.get(profile.name) or profile.left_out.get(claim.notebook)
     if reason:
         return f"not testable: {reason}"
     if row is None or "value" not in row:

@@ -92,9 +92,9 @@ def find_notebooks(only: Sequence[str] = ()) -> list[Path]:
 def chosen(notebooks: Sequence[Path], profile: Profile) -> list[Path]:
     """The notebooks that a profile runs; says which ones it skips, and why."""
     for notebook in notebooks:
-        if number(notebook) in profile.skip:
-            print(f"{notebook.name}: left out by profile {profile.name}, {profile.skip[number(notebook)]}")
-    return [p for p in notebooks if number(p) not in profile.skip]
+        if number(notebook) in profile.left_out:
+            print(f"{notebook.name}: left out by profile {profile.name}, {profile.left_out[number(notebook)]}")
+    return [p for p in notebooks if number(p) not in profile.left_out]
 
 
 def check_kernel() -> None:
