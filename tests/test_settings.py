@@ -179,7 +179,7 @@ def test_shifts_are_models_that_name_their_attribute():
     profile = load_profile("mini", {"shifts": [SHIFT]})
     assert profile.shifts[0].attribute == "Smiling" and profile.shifts[0].title == "smile"
     assert profile.shifts[0] in profile.models
-    assert load_profile("mini", {"shifts": []}).models == profile.models[:-1]
+    assert load_profile("mini", {"shifts": []}).models == [m for m in profile.models if m != profile.shifts[0]]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,16 @@ def test_a_notebook_is_left_out_where_what_it_needs_is_not_there():
     without = load_profile("mini", {"shifts": [], "skip": {"05": "no edits"}})
     assert without.left_out == {"05": "no edits", "11": "no shift of h-space is trained for its generator"}
     assert load_profile("mini", {"shifts": [], "skip": {"11": "another reason"}}).left_out == {"11": "another reason"}
+    assert load_profile("mini", {"rivals": []}).left_out == {"11b": "no other editing method is trained for its generator"}
     assert load_profile("mini").left_out == load_profile("ci").left_out == {}
+
+
+def test_a_rival_names_a_known_method():
+    rival = {"name": "copy", "path": "copy", "method": "DiffusionCLIP", "attribute": "Male"}
+    profile = load_profile("mini", {"rivals": [rival]})
+    assert profile.rivals[0].attribute == "Male" and profile.rivals[0] in profile.models
+    with pytest.raises(ProfileError, match=r"rivals\.0\.method"):
+        load_profile("mini", {"rivals": [rival | {"method": "by hand"}]})
 
 
 def test_profiles_without_shifts_keep_their_hash():

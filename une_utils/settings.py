@@ -39,7 +39,10 @@ https://github.com/clovaai/stargan-v2 describes and unpack it; the folder to nam
 }
 
 # Number of a notebook -> the setting of a profile that it cannot do without, and why it is left out where that is empty.
-NEEDS = {"11": ("shifts", "no shift of h-space is trained for its generator")}
+NEEDS = {
+    "11": ("shifts", "no shift of h-space is trained for its generator"),
+    "11b": ("rivals", "no other editing method is trained for its generator"),
+}
 
 
 class ProfileError(ValueError):
@@ -190,6 +193,13 @@ class ShiftModel(Model):
     attribute: str = Field(pattern=r"^[A-Z][A-Za-z_]*$", description="attribute whose presence an edit with strength 1 should bring")
 
 
+class Rival(Model):
+    """What another editing method needs besides the first generator. A fine-tuned copy serves one attribute."""
+
+    method: Literal["classifier guidance", "diffusion autoencoder", "DiffusionCLIP"]
+    attribute: str | None = Field(None, pattern=r"^[A-Z][A-Za-z_]*$", description="of a fine-tuned copy: the attribute that it puts on")
+
+
 class Zoo(_Section):
     """How latents are made and stored."""
 
@@ -240,6 +250,7 @@ class Profile(_Section):
     variants: list[Model] = Field([], description="further generators, looked at in the ablations only (notebook 08)")
     checkpointed: list[Model] = Field([], description="one recipe, several seeds, states of the training kept (notebook 10)")
     shifts: list[ShiftModel] = Field([], description="edits in the bottleneck of the first generator (notebook 11)")
+    rivals: list[Rival] = Field([], description="other methods of editing with the first generator (notebook 11b)")
     oracle: str | None = Field(None, description="model below ``data/models`` that judges edits of rendered faces")
     classes: list[str] = Field([], description="attributes of which a picture has one; edits go from the first to the second (notebook 08b)")
     skip: dict[str, str] = Field({}, description="number of a notebook that this profile does not run -> the reason; see ``left_out``")
@@ -256,8 +267,8 @@ class Profile(_Section):
 
     @property
     def models(self) -> list[Model]:
-        """All generators, encoders and shifts, whatever their part."""
-        return [*self.generators, *self.encoders, *self.variants, *self.checkpointed, *self.shifts]
+        """All generators, encoders, shifts and rivals, whatever their part."""
+        return [*self.generators, *self.encoders, *self.variants, *self.checkpointed, *self.shifts, *self.rivals]
 
     @property
     def left_out(self) -> dict[str, str]:
