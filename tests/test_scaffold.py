@@ -151,13 +151,15 @@ def test_recipes_are_complete(recipe):
     assert {"kind", "seed", "images"} <= set(spec)
     needed = {
         "latent-diffusion": {"unet", "scheduler", "flip"}, "pixel-diffusion": {"unet", "scheduler"}, "consistency": {"unet", "teacher", "flip"},
-        "dino": {"vit", "flip"}, "mae": {"vit", "flip"}, "clip": {"vit"}, "oracle": {"resnet"},
-        "hspace": {"generator", "clip", "oracle", "source", "target", "shift"},
+        "dino": {"vit", "flip"}, "mae": {"vit", "flip"}, "clip": {"vit", "blue"}, "oracle": {"resnet"},
+        "hspace": {"generator", "clip", "oracle", "attribute", "source", "target", "shift"},
+        "diffusionclip": {"generator", "clip", "oracle", "attribute", "source", "target", "unet"},
+        "diffusion-autoencoder": {"generator", "encoder", "unet", "path", "flip"},
         "noisy-classifier": {"generator", "classifier"},
     }  # fmt: skip
     assert needed[spec["kind"]] <= set(spec)
     assert spec["kind"] != "latent-diffusion" or ("vae" in spec) != ("vae_of" in spec)
-    assert all((MODELS / spec[key] / "recipe.yaml").is_file() for key in ("vae_of", "teacher", "fine_tune") if key in spec)
+    assert all((MODELS / spec[key] / "recipe.yaml").is_file() for key in ("vae_of", "teacher", "fine_tune", "generator") if key in spec)
     profile = spec["images"].get("train_split_of") or spec["images"].get("left_out_of")
     assert profile in profile_names() or spec["images"].get("rendered", 0) > 0
 

@@ -486,3 +486,14 @@ def test_level_zero_cannot_be_a_state():
     """Schedules with zero terminal signal: x0 cannot be recovered from a noise prediction there."""
     with pytest.raises(ValueError, match="level 0"):
         make_schedule(scheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"), 5)
+
+
+def test_the_clean_part_of_a_schedule_goes_down_the_same_path():
+    schedule = make_schedule(scheduler(), 10)
+    part = schedule.until(500)
+    assert part.timesteps == (0, 100, 200, 300, 400, 500) and part.levels == schedule.levels[:7]
+    assert schedule.until(599) == part and schedule.until(999) == schedule
+    path = sample(bent, noise(2, 4), schedule, trajectory=True)
+    assert torch.equal(sample(bent, path[4], part), path[-1])
+    with pytest.raises(ValueError, match="t = -1 is below every timestep of the schedule; expected at least 0"):
+        schedule.until(-1)

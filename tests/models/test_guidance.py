@@ -268,7 +268,7 @@ def test_sdedit_noise_belongs_to_the_image(generator, noise):
 
 def test_sdedit_needs_a_step_and_an_index_for_each_image(generator, noise):
     schedule = generator.schedule(STEPS)
-    with pytest.raises(ValueError, match="t_start is -1, below every timestep of the schedule; expected at least 0"):
+    with pytest.raises(ValueError, match="t = -1 is below every timestep of the schedule; expected at least 0"):
         sdedit(generator, noise, schedule, t_start=-1)
     with pytest.raises(ValueError, match="2 indices for 3 images"):
         sdedit(generator, noise, schedule, t_start=500, indices=[0, 1])

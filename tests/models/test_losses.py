@@ -1,5 +1,7 @@
 """Losses of the other models: what they are zero for, and that they teach. DINO's and the VAE's are in test_training."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,12 @@ from transformers import CLIPConfig, CLIPModel, ViTMAEConfig, ViTMAEForPreTraini
 
 from une_utils.images.captions import captions
 from une_utils.images.rendered import ATTRIBUTES, RenderedFaces
-from une_utils.models.ddim import make_schedule
+from une_utils.models.ddim import make_schedule, sample
 from une_utils.models.encoders import TOKENS, tokenize
-from une_utils.models.losses import ClipNet, boundary_weights, clip_loss, consistency_loss, reconstruction_loss, regression_loss
+from une_utils.models.generators import Generator, draw_noise
+from une_utils.models.losses import (
+    ClipNet, ShiftChain, boundary_weights, clip_loss, consistency_loss, diffusionclip_loss, reconstruction_loss, regression_loss,
+)  # fmt: skip
 from une_utils.models.train import word_tokenizer
 
 
@@ -140,3 +145,42 @@ def test_regression_targets_are_clipped_and_match_their_pictures(faces):
 
     value, _ = step(regression_loss(Brightness(), images, targets, batch=64))
     assert value.item() < 0.02
+
+
+@pytest.fixture
+def fine_tuning(tiny_models):
+    """A generator, the part of its schedule up to 500, five states there, a copy of its U-Net in a chain, and the loss towards red."""
+    generator = Generator.load(tiny_models.generator)
+    schedule, states = generator.schedule(6).until(500), draw_noise(generator.shape, 0, range(5))
+    chain = ShiftChain(copy.deepcopy(generator.unet).requires_grad_(True), 2, generator.shape)
+    loss = diffusionclip_loss(
+        chain, generator, schedule, states, lambda pictures: pictures.mean((2, 3)) + 1, torch.tensor([1.0, 0.0, -1.0]),
+        clip_weight=1.0, l1_weight=0.1, smallest_crop=0.8,
+    )  # fmt: skip
+    return generator, schedule, states, chain, loss
+
+
+def test_copy_that_has_learned_nothing_changes_nothing(fine_tuning):
+    """Four timesteps, then a new batch; both paths are those of sampling with the generator itself."""
+    generator, schedule, states, chain, loss = fine_tuning
+    assert len(schedule) == 4
+    for number in range(len(schedule)):
+        _, numbers = step(loss, number)
+        assert numbers["l1"] == 0
+    rows = torch.randint(5, (2,), generator=torch.Generator().manual_seed(0))
+    plain, edited = chain.states[len(schedule) % 2]
+    assert torch.equal(plain, edited) and torch.equal(plain, sample(generator, states[rows], schedule))
+    step(loss, len(schedule))
+    rows = torch.randint(5, (2,), generator=torch.Generator().manual_seed(len(schedule)))
+    assert torch.equal(chain.states[(len(schedule) + 1) % 2][0], sample(generator, states[rows], schedule, trajectory=True)[1])
+
+
+def test_fine_tuning_turns_pictures_towards_the_text(fine_tuning):
+    generator, schedule, states, chain, loss = fine_tuning
+    before = {name: value.clone() for name, value in generator.unet.state_dict().items()}
+    with torch.no_grad():  # without any change there is no direction to turn
+        for parameter in chain.shift.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    values = descend(chain.shift, loss, 32, rate=1e-3)
+    assert np.mean(values[-4:]) < np.mean(values[:4]) - 0.2
+    assert all(torch.equal(value, before[name]) for name, value in generator.unet.state_dict().items())  # the frozen one is frozen

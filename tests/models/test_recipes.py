@@ -26,7 +26,8 @@ VAE = {
     "learning_rate": 1e-3, "ema": 0.9,
 }  # fmt: skip
 FIRST = {"kind": "latent-diffusion", "seed": 1, "flip": False, "images": IMAGES, "vae": VAE, "scheduler": SCHEDULER, "unet": UNET}
-VIT = {"width": 32, "layers": 1, "patch": 8, "batch": 4, "steps": 2, "learning_rate": 1e-3, "ema": 0.9}
+SHORT = {"batch": 4, "steps": 2, "learning_rate": 1e-3, "ema": 0.9}
+VIT = SHORT | {"width": 32, "layers": 1, "patch": 8}
 
 
 @pytest.fixture
@@ -146,3 +147,23 @@ def test_fine_tuning_on_a_subset(train_model, monkeypatch):
     assert seen == [(~faces.attributes[:, faces.attribute_names.index("Male")]).sum()] and 0 < seen[0] < 12
     difference = Generator.load(narrow).unet.state_dict()["conv_in.weight"] - Generator.load(first).unet.state_dict()["conv_in.weight"]
     assert 0 < difference.abs().max() < 0.02
+
+
+def test_diffusionclip_recipe(train_model):
+    """The folder holds a U-Net only, which the generator that it was tuned from takes in place of its own."""
+    first = train_model("first", FIRST)
+    vit = VIT | {"text_width": 32, "text_layers": 1, "projection": 8, "label_weight": 1.0}
+    train_model("clip", {"kind": "clip", "seed": 1, "images": IMAGES, "blue": 2, "vit": vit})
+    train_model("oracle", {"kind": "oracle", "seed": 1, "images": IMAGES, "resnet": {"channels": [8, 8], "depths": [1, 1]} | SHORT})
+    unet = SHORT | {"path": 5, "t_return": 50, "clip_weight": 1.0, "l1_weight": 0.3, "smallest_crop": 0.8, "warmup": 1, "log_every": 1}
+    recipe = {
+        "kind": "diffusionclip", "seed": 1, "images": IMAGES, "generator": "first", "clip": "clip", "oracle": "oracle", "attribute": "Young",
+        "source": ["an old man"], "target": ["a young man"], "unet": unet,
+    }  # fmt: skip
+    folder = train_model("tuned", recipe)
+    assert sorted(f.name for f in folder.iterdir()) == ["held-out.json", "recipe.yaml", "training.csv", "unet"]
+    generator, tuned = Generator.load(first), Generator.load(first, unet=folder / "unet")
+    difference = tuned.unet.state_dict()["conv_in.weight"] - generator.unet.state_dict()["conv_in.weight"]
+    assert 0 < difference.abs().max() < 0.02 and torch.equal(tuned.vae.state_dict()["quant_conv.weight"], generator.vae.state_dict()["quant_conv.weight"])
+    measured = json.loads((folder / "held-out.json").read_text())
+    assert set(measured) == {"factor_change", "other_factors_rms", "text_cosine", "images"} and measured["images"] == 20

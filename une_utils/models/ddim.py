@@ -52,6 +52,17 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def until(self, t: int) -> Schedule:
+        """The clean part of the run, with the timesteps up to ``t``: what SDEdit and DiffusionCLIP invert and sample again.
+
+        Raises:
+            ValueError: ``t`` is below every timestep.
+        """
+        count = sum(own <= t for own in self.timesteps)
+        if not count:
+            raise ValueError(f"t = {t} is below every timestep of the schedule; expected at least {self.timesteps[0]}")
+        return Schedule(self.timesteps[:count], self.levels[: count + 1], self.prediction_type)
+
 
 def make_schedule(scheduler, steps: int, spacing: str | None = None) -> Schedule:
     """The DDIM schedule of any diffusers scheduler, read from its config.

@@ -38,11 +38,12 @@ class Generator:
             self._mean, self._std = _standard(vae.config)
 
     @classmethod
-    def load(cls, path: Path, precise: bool = False, untrained_seed: int | None = None, unet: str = "unet") -> Generator:
+    def load(cls, path: Path, precise: bool = False, untrained_seed: int | None = None, unet: str | Path = "unet") -> Generator:
         """Read a model folder; one with a ``model_index.json`` is a pipeline of the hub and gives a ``PipelineGenerator``.
 
         With ``untrained_seed`` the network's weights are drawn anew: the control whose inversion knows the VAE and the
-        schedule but has learned nothing. ``unet`` names another state of the training (``checkpoints``).
+        schedule but has learned nothing. ``unet`` names another state of the training (``checkpoints``), or is the folder of a
+        network that was fine-tuned from this model's (DiffusionCLIP).
         """
         if (path / "model_index.json").is_file():
             from une_utils.models.pipelines import PipelineGenerator  # it is a subclass of this class

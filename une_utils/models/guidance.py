@@ -209,12 +209,10 @@ def sdedit(
     Returns:
         x0 (N, ...).
     """
-    steps = sum(t <= t_start for t in schedule.timesteps)
-    if not steps:
-        raise ValueError(f"t_start is {t_start}, below every timestep of the schedule; expected at least {schedule.timesteps[0]}")
+    part = schedule.until(t_start)
     indices = range(len(x0)) if indices is None else indices
     if len(indices) != len(x0):
         raise ValueError(f"{len(indices)} indices for {len(x0)} images; expected one for each")
-    level = schedule.levels[steps]
+    level = part.levels[-1]
     x = level**0.5 * x0 + (1 - level) ** 0.5 * draw_noise(x0.shape[1:], seed, indices).to(x0)
-    return sample(generator, x, Schedule(schedule.timesteps[:steps], schedule.levels[: steps + 1], schedule.prediction_type), progress=progress)
+    return sample(generator, x, part, progress=progress)

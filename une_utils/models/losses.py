@@ -12,6 +12,7 @@ from torch import nn
 
 from une_utils.models.ddim import PREDICTION_TYPES, Schedule, denoise, to_eps, to_x0
 from une_utils.models.encoders import embedding
+from une_utils.models.generators import Generator
 from une_utils.models.hspace import Bottleneck, asymmetric_step
 from une_utils.models.training import Loss
 
@@ -69,11 +70,16 @@ def vae_loss(vae: nn.Module, images: np.ndarray, *, batch: int, full_share: floa
     return loss
 
 
-def noise_loss(unet: nn.Module, latents: torch.Tensor, alphas_cumprod: torch.Tensor, *, batch: int, prediction_type: str = "epsilon") -> Loss:
+def noise_loss(
+    unet: nn.Module, latents: torch.Tensor, alphas_cumprod: torch.Tensor, *, batch: int, prediction_type: str = "epsilon",
+    condition: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Loss:  # fmt: skip
     """Mean squared error of the predicted noise (DDPM, Eq. 14), velocity or x0 at uniform timesteps.
 
     Args:
         latents: (N, C, H, W) standardised x0.
+        condition: what the U-Net is told of x0 as ``class_labels``, x0 (B, C, H, W) -> (B, E); trained with it (a diffusion
+            autoencoder: Preechakul et al. 2022, Eq. 6).
     """
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction type '{prediction_type}' is not known; expected one of {', '.join(PREDICTION_TYPES)}")
@@ -83,7 +89,8 @@ def noise_loss(unet: nn.Module, latents: torch.Tensor, alphas_cumprod: torch.Ten
         t, level, eps, x_t = _noised(x0, alphas_cumprod, generator)
         target = {"epsilon": eps, "sample": x0, "v_prediction": level.sqrt() * eps - (1 - level).sqrt() * x0}[prediction_type]
         with torch.autocast("cpu", torch.bfloat16):
-            out = unet(x_t.contiguous(memory_format=torch.channels_last), t).sample
+            told = {"class_labels": condition(x0)} if condition else {}
+            out = unet(x_t.contiguous(memory_format=torch.channels_last), t, **told).sample
         error = (out.float() - target).square().mean()
         return error, {"mse": error.item()}
 
@@ -302,7 +309,7 @@ def directional_loss(edited: torch.Tensor, plain: torch.Tensor, direction: torch
 
 
 class ShiftChain(nn.Module):
-    """The function f_t in training, and the states that it carries from one step to the next.
+    """What is trained, the function f_t or a copy of a U-Net, and the states that it carries from one step to the next.
 
     States are buffers, so they are part of the checkpoint. They are kept twice: a step reads one and writes the other, so a
     step that is stopped in the middle is done again from what it read.
@@ -318,12 +325,7 @@ def hspace_loss(
     chain: ShiftChain, bottleneck: Bottleneck, schedule: Schedule, noise: torch.Tensor, embed: Callable, direction: torch.Tensor, *,
     t_edit: int, clip_weight: float, l1_weight: float, smallest_crop: float,
 ) -> Loss:  # fmt: skip
-    """lambda_CLIP * ``directional_loss`` + lambda_recon * |P_t^edit - P_t^source|_1, one timestep a step (Asyrp, Section 3.4).
-
-    A batch of noise goes down the edited part of the schedule, one optimiser step a timestep, in two paths: plain and edited.
-    Both are cut from the graph after every step, so a gradient sees P_t of its own timestep only. L1 is the mean absolute
-    difference of decoded pictures. CLIP sees both pictures in the same random crop, which makes it harder to please without a
-    visible change.
+    """The loss of ``_text_loss`` for the function f_t, at the edited timesteps of the whole path (Asyrp, Section 3.4).
 
     The published code differs: it minimises -log((1 + cos) / 2), compares the edited picture with the training picture itself in
     place of P_t^source, multiplies its weight of L1 by the cosine of the two texts, steps by plain gradient descent, and crops
@@ -336,10 +338,62 @@ def hspace_loss(
         direction: (D,) difference of the texts' embeddings.
         t_edit: smallest timestep that is edited.
     """
-    generator, kind = bottleneck.model, schedule.prediction_type
-    edited_steps = [i for i in reversed(range(len(schedule))) if schedule.timesteps[i] >= t_edit]
-    if not edited_steps:
+    if t_edit > schedule.timesteps[-1]:
         raise ValueError(f"t_edit is {t_edit}, above every timestep of the schedule; expected at most {schedule.timesteps[-1]}")
+
+    def advance(x: torch.Tensor, t: int, a: float, b: float) -> tuple[torch.Tensor, torch.Tensor]:
+        output, shifted = bottleneck.predict(x, t, chain.shift)
+        return to_x0(shifted, x, a, schedule.prediction_type), asymmetric_step(x, output, shifted, a, b, schedule.prediction_type)
+
+    return _text_loss(
+        chain, bottleneck.model, schedule, noise, advance, embed, direction, last=t_edit, clip_weight=clip_weight, l1_weight=l1_weight,
+        smallest_crop=smallest_crop,
+    )  # fmt: skip
+
+
+def diffusionclip_loss(
+    chain: ShiftChain, generator: Generator, schedule: Schedule, states: torch.Tensor, embed: Callable, direction: torch.Tensor, *,
+    clip_weight: float, l1_weight: float, smallest_crop: float,
+) -> Loss:  # fmt: skip
+    """The loss of ``_text_loss`` for a copy of the generator's U-Net, ``chain.shift``: DiffusionCLIP (Kim, Kwon and Ye 2022, Eq. 10) in its
+    GPU-efficient form, which updates the weights after every timestep.
+
+    Differs from the paper: the identity term compares with the prediction of the frozen U-Net at the same timestep, not with the
+    picture itself, and there is no face recognition loss.
+
+    Args:
+        generator: with the frozen U-Net.
+        schedule: the part of a run that is done again, ``schedule.until(t_0)``; t_0 is the paper's return step.
+        states: (N, C, H, W) pictures inverted up to there, to draw batches from.
+    """
+
+    def advance(x: torch.Tensor, t: int, a: float, b: float) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = chain.shift(x, torch.tensor([t])).sample.float()
+        return to_x0(output, x, a, schedule.prediction_type), denoise(output, x, a, b, schedule.prediction_type)
+
+    return _text_loss(
+        chain, generator, schedule, states, advance, embed, direction, last=schedule.timesteps[0], clip_weight=clip_weight, l1_weight=l1_weight,
+        smallest_crop=smallest_crop,
+    )  # fmt: skip
+
+
+def _text_loss(
+    chain: ShiftChain, generator: Generator, schedule: Schedule, noise: torch.Tensor, advance: Callable, embed: Callable, direction: torch.Tensor, *,
+    last: int, clip_weight: float, l1_weight: float, smallest_crop: float,
+) -> Loss:  # fmt: skip
+    """lambda_CLIP * ``directional_loss`` + lambda_recon * |P_t^edit - P_t^source|_1, one timestep a step.
+
+    A batch of noise goes down the schedule to the timestep ``last``, one optimiser step a timestep, in two paths: plain and edited.
+    Both are cut from the graph after every step, so a gradient sees P_t of its own timestep only. L1 is the mean absolute
+    difference of decoded pictures. CLIP sees both pictures in the same random crop, which makes it harder to please without a
+    visible change.
+
+    Args:
+        advance: (x, t, level from, level to) -> P_t^edit, through which the gradient goes, and the edited path's next state.
+    """
+    kind = schedule.prediction_type
+    positions = [i for i in reversed(range(len(schedule))) if schedule.timesteps[i] >= last]
 
     def look(x0: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
@@ -349,8 +403,8 @@ def hspace_loss(
             return pictures, F.normalize(embed(view).float(), dim=1)
 
     def loss(step: int, random: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        now, position = chain.states[step % 2], step % len(edited_steps)
-        i = edited_steps[position]
+        now, position = chain.states[step % 2], step % len(positions)
+        i = positions[position]
         t, a, b = schedule.timesteps[i], schedule.levels[i + 1], schedule.levels[i]
         if position == 0:
             now = noise[_rows(len(noise), now.shape[1], random)].expand_as(now)
@@ -359,12 +413,10 @@ def hspace_loss(
         with torch.no_grad():
             source = generator(plain, t)
             before, embedded = look(to_x0(source, plain, a, kind), seed)
-        output, shifted = bottleneck.predict(edited, t, chain.shift)
-        after, reached = look(to_x0(shifted, edited, a, kind), seed)
+        x0, after_step = advance(edited, t, a, b)
+        after, reached = look(x0, seed)
         away, change = directional_loss(reached, embedded, direction), (after - before).abs().mean()
-        with torch.no_grad():
-            after_step = [denoise(source, plain, a, b, kind), asymmetric_step(edited, output, shifted, a, b, kind)]
-            chain.states[(step + 1) % 2] = torch.stack(after_step)
+        chain.states[(step + 1) % 2] = torch.stack([denoise(source, plain, a, b, kind), after_step.detach()])
         return clip_weight * away + l1_weight * change, {"cosine": 1 - away.item(), "l1": change.item()}
 
     return loss

@@ -18,12 +18,15 @@ import numpy as np
 import torch
 import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, SchedulerMixin, UNet2DModel
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
+from tqdm.auto import tqdm
 from transformers import (
     CLIPConfig, CLIPModel, PreTrainedTokenizerFast, ResNetConfig, ResNetForImageClassification, ViTConfig, ViTMAEConfig,
     ViTMAEForPreTraining, ViTModel,
@@ -34,21 +37,23 @@ from une_utils.images import open_images, to_model_range, train_mask
 from une_utils.images.captions import FRAMES, captions, vocabulary
 from une_utils.images.rendered import ATTRIBUTES, BLUE, FACTORS, RenderedFaces, render
 from une_utils.models import tiny
-from une_utils.models.ddim import to_eps
+from une_utils.models.autoencoder import DiffusionAutoencoder, SemanticEncoder
+from une_utils.models.ddim import Schedule, sample, to_eps
 from une_utils.models.encoders import TOKENS, Encoder, tokenize
 from une_utils.models.generators import Generator, draw_noise
 from une_utils.models.guidance import NoisyClassifier
 from une_utils.models.hspace import Bottleneck, ImplicitShift, edit
 from une_utils.models.losses import (
-    ClipNet, DinoNet, ShiftChain, clip_loss, consistency_loss, dino_loss, hspace_loss, noise_loss, noisy_classifier_loss, reconstruction_loss,
-    regression_loss, vae_loss,
+    ClipNet, DinoNet, ShiftChain, clip_loss, consistency_loss, diffusionclip_loss, dino_loss, hspace_loss, noise_loss,
+    noisy_classifier_loss, reconstruction_loss, regression_loss, vae_loss,
 )  # fmt: skip
 from une_utils.models.oracle import Oracle, zero_shot_scores
 from une_utils.models.training import Loss, train
 from une_utils.settings import MODELS, ProfileError, cache_root, load_profile
 
 HELD_OUT = 500  # pictures for the numbers of a model card
-EDITED = 50  # of them, to be edited for the card of a shift
+EDITED = 50  # of them, to be edited for the card of a shift or of a fine-tuned copy
+DECODED_BACK = 100  # of them, to be encoded and decoded for the card of a diffusion autoencoder
 NOISY = (100, 400, 700)  # timesteps at which a classifier of noisy states is measured
 
 
@@ -196,19 +201,23 @@ def _train_unet(folder: Path, recipe: dict, x0: torch.Tensor, work: Path) -> Non
     if "fine_tune" in recipe:
         unet = UNet2DModel.from_pretrained(MODELS / recipe["fine_tune"] / "unet", torch_dtype=torch.float32)
     else:
-        attention = spec.get("attention", [False, True, True])
-        unet = UNet2DModel(
-            sample_size=x0.shape[-1], in_channels=x0.shape[1], out_channels=x0.shape[1], layers_per_block=1,
-            block_out_channels=spec["channels"], norm_num_groups=spec.get("groups", 16), attention_head_dim=spec.get("head", 32),
-            down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attention],
-            up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
-        )  # fmt: skip
+        unet = _new_unet(spec, x0)
     unet = unet.to(memory_format=torch.channels_last)
     loss = noise_loss(
         torch.compile(unet) if spec["compile"] else unet, x0, scheduler.alphas_cumprod, batch=spec["batch"],
         prediction_type=scheduler.config.prediction_type,
     )  # fmt: skip
     _finish_unet(folder, recipe, unet, loss, scheduler, work)
+
+
+def _new_unet(spec: dict, x0: torch.Tensor, **options) -> UNet2DModel:
+    attention = spec.get("attention", [False, True, True])
+    return UNet2DModel(
+        sample_size=x0.shape[-1], in_channels=x0.shape[1], out_channels=x0.shape[1], layers_per_block=1,
+        block_out_channels=spec["channels"], norm_num_groups=spec.get("groups", 16), attention_head_dim=spec.get("head", 32),
+        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attention],
+        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)], **options,
+    )  # fmt: skip
 
 
 def _finish_unet(folder: Path, recipe: dict, unet: UNet2DModel, loss: Loss, scheduler: SchedulerMixin, work: Path) -> None:
@@ -237,6 +246,58 @@ def train_consistency(folder: Path, recipe: dict, images: np.ndarray, work: Path
     _finish_unet(folder, recipe, student, loss, scheduler, work)
 
 
+def train_diffusion_autoencoder(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
+    """A semantic encoder and a U-Net that is told what it says, from scratch and together, on the latents of another generator."""
+    spec, source = recipe["unet"], MODELS / recipe["generator"]
+    generator = Generator.load(source)
+    x0 = standardised_latents(source, generator.vae, images, recipe["flip"])
+    torch.manual_seed(recipe["seed"])
+    unet = _new_unet(spec, x0, class_embed_type="identity", resnet_time_scale_shift="scale_shift").to(memory_format=torch.channels_last)
+    encoder = SemanticEncoder(
+        generator=recipe["generator"], in_channels=x0.shape[1], size=x0.shape[-1], embedding=unet.time_embedding.linear_2.out_features,
+        **recipe["encoder"],
+    )  # fmt: skip
+    config = generator.scheduler.config
+    loss = noise_loss(
+        torch.compile(unet) if spec["compile"] else unet, x0, generator.scheduler.alphas_cumprod, batch=spec["batch"],
+        prediction_type=config.prediction_type, condition=lambda x: encoder.condition(encoder(x)),
+    )  # fmt: skip
+    ema = train(
+        folder.name, torch.nn.ModuleDict({"unet": unet, "encoder": encoder}), loss, steps=spec["steps"], learning_rate=spec["learning_rate"],
+        ema_decay=spec["ema"], seed=recipe["seed"], checkpoint=work / "autoencoder.safetensors", log=folder / "training.csv",
+    )  # fmt: skip
+    ship(ema["unet"], folder / "unet")
+    ship(ema["encoder"], folder / "encoder")
+
+
+@torch.no_grad()
+def measure_autoencoder(folder: Path, recipe: dict) -> dict[str, float]:
+    """PSNR in dB of held-out pictures after the round trip through z and inverted noise, and through z and drawn noise, and the area
+    under the curve of linear probes on z, fitted on half of the pictures and read on the other, mean over the attributes."""
+    autoencoder, source = DiffusionAutoencoder.load(folder), _rendered(recipe, held_out=True)
+    generator, images = autoencoder.generator, torch.from_numpy(to_model_range(source.load(range(len(source)))))
+    x0 = torch.cat([generator.encode(part) for part in images.split(100)])
+    z = autoencoder.encode(x0)
+    schedule, pictures = generator.schedule(recipe["path"]), images[:DECODED_BACK]
+    inverted = autoencoder.invert(x0[:DECODED_BACK], z[:DECODED_BACK], schedule).latents
+    psnr = {}
+    for name, noise in {"round_trip": inverted, "drawn_noise": draw_noise(generator.shape, 0, range(len(pictures)))}.items():
+        decoded = generator.decode(autoencoder.decode(noise, z[:DECODED_BACK], schedule)).clamp(-1, 1)
+        psnr[f"{name}_psnr_db"] = _psnr(decoded, pictures)
+    half, areas = len(z) // 2, []
+    features = StandardScaler().fit(z[:half]).transform(z)
+    for truth in source.attributes.T:
+        if len(set(truth[:half])) == len(set(truth[half:])) == 2:
+            scores = LogisticRegression(C=0.01).fit(features[:half], truth[:half]).decision_function(features[half:])
+            areas.append(roc_auc_score(truth[half:], scores))
+    return psnr | {"probe_auc": float(np.mean(areas)), "images": len(z)}
+
+
+def _psnr(pictures: torch.Tensor, truth: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], mean over them."""
+    return (10 * torch.log10(4 / (pictures - truth).flatten(1).square().mean(1))).mean().item()
+
+
 @torch.no_grad()
 def measure_diffusion(folder: Path, images: np.ndarray) -> dict[str, float]:
     """Held-out numbers of a shipped generator: PSNR of the VAE in dB (if it has one) and mean squared error of the predicted noise."""
@@ -253,7 +314,7 @@ def measure_diffusion(folder: Path, images: np.ndarray) -> dict[str, float]:
     if generator.vae is None:
         return numbers
     y = torch.cat([generator.decode(part).clamp(-1, 1) for part in x0.split(100)])
-    return {"vae_psnr_db": (10 * torch.log10(4 / (y - x).flatten(1).square().mean(1))).mean().item()} | numbers
+    return {"vae_psnr_db": _psnr(y, x)} | numbers
 
 
 def _vit_sizes(spec: dict, side: int) -> dict:
@@ -368,7 +429,7 @@ def train_shift(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> N
     """f_t of Asyrp for one pair of texts, on the inverted noise of the pictures; generator and CLIP are frozen."""
     spec, generator, clip = recipe["shift"], Generator.load(MODELS / recipe["generator"]), Encoder.load(MODELS / recipe["clip"])
     bottleneck, schedule = Bottleneck(generator), generator.schedule(spec["path"])
-    noise = inverted_noise(recipe, generator, images)
+    noise = inverted_states(recipe, generator, images, schedule)
     channels = bottleneck.read(noise[:1], schedule.timesteps[-1]).shape[1]
     torch.manual_seed(recipe["seed"])
     shift = ImplicitShift(channels, spec["path"], spec["groups"], spec["t_edit"], recipe["source"], recipe["target"])
@@ -384,16 +445,35 @@ def train_shift(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> N
     ship(ema.shift, folder)
 
 
-def inverted_noise(recipe: dict, generator: Generator, images: np.ndarray) -> torch.Tensor:
-    """Noise (N, C, H, W) of the pictures; kept in the cache, since every attribute of a generator starts from it."""
-    steps, pictures = recipe["shift"]["path"], json_digest(recipe["images"])
-    cached = cache_root() / "train" / f"inverted-{model_hash(MODELS / recipe['generator'])[:16]}-{pictures[:8]}-{steps}.npy"
+def train_diffusionclip(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
+    """DiffusionCLIP: a copy of a generator's U-Net, fine-tuned for one pair of texts between the clean end and ``t_return``."""
+    spec, source, clip = recipe["unet"], MODELS / recipe["generator"], Encoder.load(MODELS / recipe["clip"])
+    generator, unet = Generator.load(source), UNet2DModel.from_pretrained(source / "unet", torch_dtype=torch.float32, local_files_only=True)
+    schedule = generator.schedule(spec["path"]).until(spec["t_return"])
+    chain = ShiftChain(unet, spec["batch"], generator.shape)
+    loss = diffusionclip_loss(
+        chain, generator, schedule, inverted_states(recipe, generator, images, schedule), clip.embed,
+        text_direction(clip, recipe["source"], recipe["target"]), clip_weight=spec["clip_weight"], l1_weight=spec["l1_weight"],
+        smallest_crop=spec["smallest_crop"],
+    )  # fmt: skip
+    ema = train(
+        folder.name, chain, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"], warmup=spec["warmup"],
+        seed=recipe["seed"], checkpoint=work / "unet.safetensors", log=folder / "training.csv", log_every=spec["log_every"],
+    )  # fmt: skip
+    ship(ema.shift, folder / "unet")
+
+
+def inverted_states(recipe: dict, generator: Generator, images: np.ndarray, schedule: Schedule) -> torch.Tensor:
+    """States (N, C, H, W) at the noisy end of the schedule; kept in the cache, since every attribute of a generator starts from them."""
+    pictures, run = json_digest(recipe["images"])[:8], f"{len(schedule)}-{schedule.timesteps[-1]}"
+    cached = cache_root() / "train" / f"inverted-{model_hash(MODELS / recipe['generator'])[:16]}-{pictures}-{run}.npy"
     if not cached.is_file():
-        noise = generator.noise_of(to_model_range(images), steps, progress=True)
+        parts = tqdm(torch.from_numpy(to_model_range(images)).split(125), desc="invert", unit="batch")
+        states = torch.cat([generator.invert(generator.encode(x), schedule).latents for x in parts])
         part = cached.with_suffix(f".{os.getpid()}.npy")
-        np.save(part, noise)
+        np.save(part, states.numpy())
         part.replace(cached)
-    return torch.from_numpy(np.load(cached)).view(-1, *generator.shape)
+    return torch.from_numpy(np.load(cached))
 
 
 def text_direction(clip: Encoder, source: list[str], target: list[str]) -> torch.Tensor:
@@ -452,22 +532,35 @@ def measure_noisy_classifier(folder: Path, recipe: dict) -> dict[str, Any]:
 
 
 def measure_shift(folder: Path, recipe: dict) -> dict[str, float]:
-    """What an oracle sees in held-out faces after the edit at strength 1, in standard deviations, against the same faces without it:
-    the attribute's factor, towards the attribute (where the attribute is one of the data's), and the root mean square of all other
-    factors; and the cosine of the pictures' change to that of the texts.
-    """
-    generator, clip, oracle = (kind.load(MODELS / recipe[key]) for kind, key in ((Generator, "generator"), (Encoder, "clip"), (Oracle, "oracle")))
+    """``_seen_change`` by the edit at strength 1, against the same faces sampled without it."""
+    generator = Generator.load(MODELS / recipe["generator"])
     shift = ImplicitShift.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-    images = to_model_range(held_out_images(recipe)[:EDITED])
-    noise = torch.from_numpy(generator.noise_of(images, shift.steps)).view(-1, *generator.shape)
+    noise = torch.from_numpy(generator.noise_of(to_model_range(held_out_images(recipe)[:EDITED]), shift.steps)).view(-1, *generator.shape)
     options = {"schedule": generator.schedule(shift.steps), "shift": shift, "t_edit": shift.config.t_edit}
-    pictures = [generator.decode(edit(Bottleneck(generator), noise, strength=s, **options)).clamp(-1, 1) for s in (0.0, 1.0)]
-    changes = oracle.read(pictures[1]) - oracle.read(pictures[0])
-    first, second = (torch.nn.functional.normalize(clip.embed(p), dim=1) for p in pictures)
+    return _seen_change(recipe, *(generator.decode(edit(Bottleneck(generator), noise, strength=s, **options)) for s in (0.0, 1.0)))
+
+
+def measure_diffusionclip(folder: Path, recipe: dict) -> dict[str, float]:
+    """``_seen_change`` by the fine-tuned U-Net, against the same states sampled with the generator's own."""
+    source, spec = MODELS / recipe["generator"], recipe["unet"]
+    generator, tuned = Generator.load(source), Generator.load(source, unet=folder / "unet")
+    schedule = generator.schedule(spec["path"]).until(spec["t_return"])
+    states = generator.invert(generator.encode(torch.from_numpy(to_model_range(held_out_images(recipe)[:EDITED]))), schedule).latents
+    return _seen_change(recipe, *(generator.decode(sample(model, states, schedule)) for model in (generator, tuned)))
+
+
+def _seen_change(recipe: dict, before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
+    """What an oracle sees in edited pictures (N, 3, H, W), in standard deviations, against the same ones before: the attribute's factor,
+    towards the attribute (where the attribute is one of the data's), and the root mean square of all other factors; and the cosine of
+    the pictures' change to that of the texts.
+    """
+    clip, oracle = Encoder.load(MODELS / recipe["clip"]), Oracle.load(MODELS / recipe["oracle"])
+    changes = oracle.read(after) - oracle.read(before)
+    first, second = (torch.nn.functional.normalize(clip.embed(p.clamp(-1, 1)), dim=1) for p in (before, after))
     cosine = torch.nn.functional.cosine_similarity(second - first, text_direction(clip, recipe["source"], recipe["target"])[None])
     goal = ATTRIBUTES.get(recipe["attribute"])  # none for an edit that leaves the training data
     others = torch.tensor([goal is None or name != goal.factor for name in oracle.names])
-    numbers = {"other_factors_rms": changes[:, others].square().mean().sqrt().item(), "text_cosine": cosine.mean().item(), "images": len(images)}
+    numbers = {"other_factors_rms": changes[:, others].square().mean().sqrt().item(), "text_cosine": cosine.mean().item(), "images": len(changes)}
     return numbers if goal is None else {"factor_change": goal.sign * changes[:, ~others].mean().item()} | numbers
 
 
@@ -479,6 +572,8 @@ MEASURES = {
     "oracle": measure_oracle,
     "hspace": measure_shift,
     "noisy-classifier": measure_noisy_classifier,
+    "diffusionclip": measure_diffusionclip,
+    "diffusion-autoencoder": measure_autoencoder,
 }
 TRAINERS = {
     "latent-diffusion": (train_latent_diffusion, "unet/config.json"),
@@ -490,6 +585,8 @@ TRAINERS = {
     "oracle": (train_oracle, "config.json"),
     "hspace": (train_shift, "config.json"),
     "noisy-classifier": (train_noisy_classifier, "config.json"),
+    "diffusionclip": (train_diffusionclip, "unet/config.json"),
+    "diffusion-autoencoder": (train_diffusion_autoencoder, "encoder/config.json"),
 }
 
 
