@@ -19,7 +19,6 @@ from threadpoolctl import threadpool_limits
 
 from une_utils.analysis import gaussianity
 
-
 KEYS = ("ad", "dp", "sw")  # in the order of gaussianity.TESTS
 
 
