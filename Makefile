@@ -2,6 +2,8 @@
 PROFILE ?= mini
 PYTHON ?= python3
 ARGS ?=
+# Numbers of the notebooks that `make test` compares with their committed outputs; all: every one, as `make regression` does.
+NOTEBOOKS ?= 00 01 02 03
 
 PY := .venv/bin/python
 # Tests never reach the network. Whole files run side by side, JOBS at a time and one thread each: two processes with a thread
@@ -10,12 +12,26 @@ JOBS ?= 2
 ALONE := HF_HUB_OFFLINE="$${HF_HUB_OFFLINE:-1}" OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"
 SPREAD := -n $(JOBS) --dist loadfile
 
+# Files of the notebooks with the given numbers. An unknown number is an error, or pytest would run something else.
+notebook_files = $(if $(filter all,$(1)),notebooks,$(foreach n,$(1),$(or $(wildcard notebooks/$(n)_*.ipynb),$(error no notebook has the number $(n)))))
+
+# The latents are built up front, by both cores: two notebooks at a time would build them twice. Notebook 01 shows every view of the
+# zoo and 02 and 03 read them all, so there is none to leave out.
+define check_notebooks
+	@echo "latents of the pictures (NoiseZoo), which all notebooks share"
+	@$(ALONE) $(PY) -m une_utils.zoo.build --profile mini
+	@echo "notebooks against their committed outputs: $(1)"
+	@$(ALONE) UNE_FIGURES="$(CURDIR)/data/cache/nbval-figures" $(PY) -m pytest $(SPREAD) --nbval-lax --nbval-current-env --nbval-cell-timeout 3600 \
+	  $(call notebook_files,$(1))
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help reproduce train test bench clean
+.PHONY: help reproduce train test regression bench clean
 
 help: ## show this list
 	@echo "make reproduce [PROFILE=mini] [ARGS=...]   run all notebooks headless and make every figure again"
-	@echo "make test [JOBS=2]                         run the tests, then check the notebooks' outputs (nbval), JOBS files at a time"
+	@echo "make test [JOBS=2] [NOTEBOOKS='00 01']     tests, then nbval of notebooks $(NOTEBOOKS), JOBS files at a time: within 20 minutes"
+	@echo "make regression [JOBS=2]                   nbval of every notebook against its committed outputs: about 45 minutes"
 	@echo "make train [PROFILE=mini]                  train the profile's models that have no weights yet"
 	@echo "make bench                                 run the scripts in benchmarks/, one after the other"
 	@echo "make clean                                 delete what git ignores and make can make again: .venv, data/cache"
@@ -28,13 +44,15 @@ reproduce: .venv/.installed
 train: .venv/.installed
 	@$(PY) -m une_utils.models.train --profile "$(PROFILE)" $(ARGS)
 
+# The first file takes minutes in one process (tests/conftest.py puts it there), so files keep their order: sorted by their number of
+# tests, as they are otherwise, it would come last and leave a core idle.
 test: .venv/.installed
 	@echo "tests of the package"
-	@$(ALONE) $(PY) -m pytest $(SPREAD)
-	@echo "latents of the pictures (NoiseZoo), which all notebooks share"
-	@$(ALONE) $(PY) -m une_utils.zoo.build --profile mini
-	@echo "notebooks against their committed outputs"
-	@$(ALONE) UNE_FIGURES="$(CURDIR)/data/cache/nbval-figures" $(PY) -m pytest $(SPREAD) --nbval-lax --nbval-current-env --nbval-cell-timeout 3600 notebooks
+	@$(ALONE) $(PY) -m pytest $(SPREAD) --no-loadscope-reorder
+	$(call check_notebooks,$(NOTEBOOKS))
+
+regression: .venv/.installed
+	$(call check_notebooks,all)
 
 bench: .venv/.installed
 	@for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script" || exit 1; done

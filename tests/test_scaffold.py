@@ -98,7 +98,7 @@ def test_the_extra_dev_repeats_the_pins():
 
 
 def test_readme_names_targets_that_exist():
-    assert {"reproduce", "test", "train"} <= readme_targets()
+    assert {"reproduce", "test", "regression", "train"} <= readme_targets()
     assert readme_targets() <= makefile_targets()
 
 
@@ -107,16 +107,35 @@ def test_every_target_is_in_the_help():
     assert makefile_targets() - {"help"} == set(re.findall(r"^make ([a-z]+)", shown, flags=re.MULTILINE))
 
 
+def dry_run(*arguments):
+    """Commands that make would run once the set-up is done."""
+    command = ["make", "-n", "--no-print-directory", "-C", str(ROOT), "-o", ".venv/.installed", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def modules(lines):
+    """Modules that commands call with ``python -m``, in their order."""
+    return [line.split(" -m ")[1].split()[0] for line in lines if " -m " in line]
+
+
 def test_tests_come_before_nbval_and_notebooks_share_a_zoo_that_is_there():
-    dry_run = ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", "test"]
-    lines = subprocess.run(dry_run, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = dry_run("test")
     commands = [line for line in lines if "-m pytest" in line]
     assert ["--nbval-lax" in line for line in commands] == [False, True]
     assert all("HF_HUB_OFFLINE" in line for line in commands)
     assert all("OMP_NUM_THREADS" in line and "-n 2 --dist loadfile" in line for line in commands)
     assert "UNE_FIGURES" in commands[1]  # a check must not touch the committed figures
-    order = [line.split(" -m ")[1].split()[0] for line in lines if " -m " in line]
-    assert order == ["pytest", "une_utils.zoo.build", "pytest"]  # two notebooks at a time would build the zoo twice
+    assert modules(lines) == ["pytest", "une_utils.zoo.build", "pytest"]  # two notebooks at a time would build the zoo twice
+
+
+def test_nbval_checks_the_notebooks_that_are_named():
+    assert [word.split("/")[1][:2] for word in " ".join(dry_run("test")).split() if word.endswith(".ipynb")] == ["00", "01", "02", "03"]
+    assert dry_run("test", "NOTEBOOKS=08b")[-1].endswith(" notebooks/08b_classes.ipynb")
+    assert dry_run("test", "NOTEBOOKS=all")[-1] == dry_run("regression")[-1] and dry_run("regression")[-1].endswith(" notebooks")
+    assert modules(dry_run("regression")) == ["une_utils.zoo.build", "pytest"]
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        dry_run("test", "NOTEBOOKS=00 77")
+    assert "no notebook has the number 77" in caught.value.stderr
 
 
 def test_ci_runs_the_tests_and_nothing_else():
