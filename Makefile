@@ -11,9 +11,10 @@ ALONE := HF_HUB_OFFLINE="$${HF_HUB_OFFLINE:-1}" OMP_NUM_THREADS="$${OMP_NUM_THRE
 SPREAD := -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce train test bench clean
+.PHONY: help plan reproduce train test bench clean
 
 help: ## show this list
+	@echo "make plan [PROFILE=mini] [ARGS=...]        what a run needs: downloads, disk, GPU, hours; says what is missing"
 	@echo "make reproduce [PROFILE=mini] [ARGS=...]   run all notebooks headless and make every figure again"
 	@echo "make test [JOBS=2]                         run the tests, then check the notebooks' outputs (nbval), JOBS files at a time"
 	@echo "make train [PROFILE=mini]                  train the profile's models that have no weights yet"
@@ -21,6 +22,9 @@ help: ## show this list
 	@echo "make clean                                 delete what git ignores and make can make again: .venv, data/cache"
 	@echo
 	@echo "Profiles: $(patsubst profiles/%.yaml,%,$(wildcard profiles/*.yaml)). PYTHON=... picks the interpreter (3.11 or newer)."
+
+plan: .venv/.installed
+	@$(PY) -m une_utils.report.plan --profile "$(PROFILE)" $(ARGS)
 
 reproduce: .venv/.installed
 	@$(PY) -m une_utils.report.runner --profile "$(PROFILE)" $(ARGS)
