@@ -1,10 +1,13 @@
 """CelebA and AFHQ from tiny made-up folders and parquet files of the same layout."""
 
+from types import SimpleNamespace
+
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 
 from une_utils.images import (
@@ -282,6 +285,15 @@ def test_hub_that_cannot_be_reached(tmp_path, monkeypatch):
     assert "is not in the cache" in message and "folder datasets--someone--celeba-that-is-not-there" in message
     assert "hf download someone/celeba-that-is-not-there" in message
     assert "non-commercial research" in message and "list_eval_partition.txt" in message
+
+
+def test_a_gated_data_set_says_how_to_get_access(monkeypatch):
+    def refuse(*arguments, **options):
+        raise GatedRepoError("refused", response=SimpleNamespace(status_code=401, request=None, headers={}))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ImageSourceError, match="someone/celeba is gated.*huggingface.co/datasets/someone/celeba and accept its terms"):
+        hub_files("someone/celeba", REVISION)
 
 
 # AFHQ
