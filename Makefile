@@ -26,9 +26,10 @@ define check_notebooks
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce train test regression bench clean
+.PHONY: help plan reproduce train test regression bench clean
 
 help: ## show this list
+	@echo "make plan [PROFILE=mini] [ARGS=...]        what a run needs: downloads, disk, GPU, hours; says what is missing"
 	@echo "make reproduce [PROFILE=mini] [ARGS=...]   run all notebooks headless and make every figure again"
 	@echo "make test [JOBS=2] [NOTEBOOKS='00 01']     tests, then nbval of notebooks $(NOTEBOOKS), JOBS files at a time: within 20 minutes"
 	@echo "make regression [JOBS=2]                   nbval of every notebook against its committed outputs: about 45 minutes"
@@ -37,6 +38,9 @@ help: ## show this list
 	@echo "make clean                                 delete what git ignores and make can make again: .venv, data/cache"
 	@echo
 	@echo "Profiles: $(patsubst profiles/%.yaml,%,$(wildcard profiles/*.yaml)). PYTHON=... picks the interpreter (3.11 or newer)."
+
+plan: .venv/.installed
+	@$(PY) -m une_utils.report.plan --profile "$(PROFILE)" $(ARGS)
 
 reproduce: .venv/.installed
 	@$(PY) -m une_utils.report.runner --profile "$(PROFILE)" $(ARGS)

@@ -6,7 +6,8 @@ Random weights: a small Stable Diffusion network on a CPU, one of the size of SD
 DDIMInverseScheduler and guidance 3.5 on the empty prompt, so each step costs two rows a picture; ours knows that the two rows
 are the same (notebook 01 and the tests check it). Every way is timed `--repeats` times in turn and the fastest counts, which is
 fair on a busy machine. "outside" is the share of our loop's time that is not spent in the network, measured in that same loop;
-the limit is 3 %. The matrix peak is a large product in the same type, timed in the same run.
+the limit is 3 %. The matrix peak is a large product in the same type, timed in the same run. The last line is a row for
+`benchmarks/throughput.csv`, from which `make plan` takes hours.
 """
 
 import argparse
@@ -30,12 +31,13 @@ SMALL = dict(
     up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"], cross_attention_dim=64, layers_per_block=1,
 )  # fmt: skip
 SD15 = dict(sample_size=64, cross_attention_dim=768)  # everything else is the class's default
+NETWORKS = {"small": SMALL, "SD 1.5": SD15}
 PEAK = {"cpu": 1024, "cuda": 8192}  # side of the product that shows the matrix peak
 
 
-def make_generator(device: str, dtype: torch.dtype, compiled: bool) -> PipelineGenerator:
+def make_generator(network: str, device: str, dtype: torch.dtype, compiled: bool) -> PipelineGenerator:
     """A Stable Diffusion pipeline around a random network; text encoder, scheduler and VAE are tiny."""
-    config = SD15 if device == "cuda" else SMALL
+    config = NETWORKS[network]
     with tempfile.TemporaryDirectory() as folder:
         pipe = StableDiffusionPipeline.from_pretrained(tiny.write("tiny/sd15", Path(folder)), local_files_only=True, safety_checker=None)
     text = pipe.text_encoder.config
@@ -110,6 +112,7 @@ def peak_flops(device: str, dtype: torch.dtype) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--network", choices=[*NETWORKS], default="small" if device == "cpu" else "SD 1.5")
     parser.add_argument("--steps", type=int, default=20 if device == "cpu" else 50)
     parser.add_argument("--batch", type=int, default=8 if device == "cpu" else 32)
     parser.add_argument("--repeats", type=int, default=3)
@@ -119,7 +122,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
-    generator = make_generator(device, dtype, args.compiled)
+    generator = make_generator(args.network, device, dtype, args.compiled)
     x0, schedule = draw_noise(generator.shape, 0, range(args.batch)), generator.schedule(args.steps)
     clock, batch, steps = Clock(generator.unet, device), args.batch, args.steps
     with FlopCounterMode(display=False) as counter:
@@ -151,10 +154,14 @@ def main() -> None:
     print(f"outside the network: {min(outside):.1%} of our loop (limit {LIMIT:.0%}): {'holds' if min(outside) <= LIMIT else 'FAILS'}")
     used, peak = rates[f"ours, batch {batch}"] * steps * counter.get_total_flops(), peak_flops(device, dtype)
     print(f"network: {used / 1e12:.2f} of {peak / 1e12:.2f} TFLOP/s, {used / peak:.0%} of a large matrix product")
-    if device == "cuda":
-        print(f"memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if device == "cuda" else ""
+    if memory:
+        print(f"memory: {memory} GiB at most")
     difference = (plain_loop(generator, x0, steps) - invert(generator, x0, schedule).latents.cpu()).square().mean().sqrt()
     print(f"our latents differ from the loop's by {difference:.1e} (root mean square)")
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    calls = rates[f"ours, batch {batch}"] * steps
+    print(f"{name},{args.network},{args.dtype}{' compiled' * args.compiled},{batch},{calls:.4g},{memory},{torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

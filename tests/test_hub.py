@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import (
-    GatedRepoError, HfHubHTTPError, IncompleteSnapshotError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError,
+    DryRunError, GatedRepoError, HfHubHTTPError, IncompleteSnapshotError, LocalEntryNotFoundError, OfflineModeIsEnabled,
+    RepositoryNotFoundError, RevisionNotFoundError,
 )  # fmt: skip
 
 from une_utils import hub
-from une_utils.hub import HubError, missing_files, snapshot
+from une_utils.hub import HubError, HubUnreachableError, missing_files, remaining_bytes, snapshot
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 NAME = "owner/model"
@@ -41,7 +42,7 @@ def answer(monkeypatch):
             calls.append((repository, options))
             if isinstance(result, Exception):
                 raise result
-            return str(result)
+            return result if isinstance(result, list) else str(result)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
         return calls
@@ -95,6 +96,26 @@ def test_every_failure_says_what_to_do(error, message, answer, online):
     answer(error)
     with pytest.raises(HubError, match=f"(?s){message}"):
         snapshot(NAME, COMMIT)
+
+
+def test_what_is_left_to_download(answer):
+    sizes = [(5, True), (7, False), (None, True)]
+    calls = answer([SimpleNamespace(file_size=size, will_download=wanted) for size, wanted in sizes])
+    assert remaining_bytes(NAME, COMMIT) == remaining_bytes(NAME, COMMIT, "dataset") == 5
+    assert all(options["dry_run"] for _, options in calls) and calls[0][1]["allow_patterns"] == hub.WANTED
+    assert calls[1][1]["repo_type"] == "dataset" and calls[1][1]["allow_patterns"] == ["*.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "message"),
+    [(http(GatedRepoError, 401), HubError, "is gated"), (OfflineModeIsEnabled("off"), HubUnreachableError, "the hub cannot be reached")],
+)
+def test_a_dry_run_that_fails_says_why(cause, kind, message, answer, online):
+    error = DryRunError("cannot be performed")
+    error.__cause__ = cause
+    answer(error)
+    with pytest.raises(kind, match=message):
+        remaining_bytes(NAME, COMMIT)
 
 
 def test_a_failure_is_not_remembered(answer, repository, online):
@@ -169,6 +190,12 @@ def test_a_cached_repository_needs_no_network(cached):
     assert hub.snapshot(NAME, COMMIT).samefile(cached)
     with pytest.warns(UserWarning, match=COMMIT):
         assert hub.snapshot(NAME, "main").samefile(cached)
+
+
+def test_the_cache_is_asked_without_a_complaint(cached):
+    assert hub.cached(NAME, COMMIT).samefile(cached) and hub.cached("owner/other", "main") is None
+    cut(cached / "model.safetensors")
+    assert hub.cached(NAME, COMMIT) is None
 
 
 def test_a_half_filled_cache_is_named(cached):

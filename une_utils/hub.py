@@ -1,4 +1,4 @@
-"""Model folders from the Hugging Face hub: pinned to a revision, safetensors only, and plain words for what can go wrong."""
+"""Models and data sets from the Hugging Face hub: pinned to a revision, safetensors only, and plain words for what can go wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import (
-    GatedRepoError, HFValidationError, HTTPError, IncompleteSnapshotError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError,
+    DryRunError, GatedRepoError, HFValidationError, HTTPError, IncompleteSnapshotError, LocalEntryNotFoundError, OfflineModeIsEnabled,
+    RepositoryNotFoundError, RevisionNotFoundError,
 )  # fmt: skip
 
 WANTED = [
@@ -28,6 +29,10 @@ class HubError(RuntimeError):
     """A repository cannot be used; the message names it and says what to do."""
 
 
+class HubUnreachableError(HubError):
+    """The hub was not reached, so that nothing is known of a repository that is not in the cache."""
+
+
 @cache
 def snapshot(repository: str, revision: str) -> Path:
     """Folder of a repository's files at a revision, downloaded into the hub's cache unless they are there already.
@@ -39,10 +44,7 @@ def snapshot(repository: str, revision: str) -> Path:
     Raises:
         HubError: no network, no such repository or revision, no access, no space, or files that are missing or cut off.
     """
-    try:
-        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
-    except (OSError, ValueError, HTTPError) as error:
-        raise HubError(_explained(repository, revision, error)) from error
+    folder = Path(ask(repository, revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     problems = missing_files(folder)
     if problems:
         raise HubError(_unusable(repository, revision, folder, problems))
@@ -51,32 +53,71 @@ def snapshot(repository: str, revision: str) -> Path:
     return folder
 
 
-def _explained(repository: str, revision: str, error: Exception) -> str:
+def cached(repository: str, revision: str) -> Path | None:
+    """Folder of a repository in the hub's cache, without a look at the network; None when it is not there as a whole."""
+    try:
+        folder = Path(ask(repository, revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=True))
+    except HubError:
+        return None
+    return None if missing_files(folder) else folder
+
+
+def remaining_bytes(repository: str, revision: str, repo_type: str = "model") -> int:
+    """Bytes of a model, or of a data set's parquet files, that are not in the cache. Nothing is fetched, but access is tried.
+
+    Raises:
+        HubError: as `snapshot`; HubUnreachableError when the hub does not answer.
+    """
+    patterns = {"allow_patterns": WANTED, "ignore_patterns": UNWANTED} if repo_type == "model" else {"allow_patterns": ["*.parquet"]}
+    files = ask(repository, revision, repo_type, dry_run=True, **patterns)
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def ask(repository: str, revision: str, repo_type: str = "model", **options):
+    """``huggingface_hub.snapshot_download``, its refusals in plain words.
+
+    Args:
+        repo_type: "model" or "dataset".
+        options: patterns of the files, or ``dry_run``.
+
+    Raises:
+        HubError: no such repository or revision, no access, or no space; HubUnreachableError: no network.
+    """
+    try:
+        return huggingface_hub.snapshot_download(repository, repo_type=repo_type, revision=revision, **options)
+    except DryRunError as error:  # it hides why
+        raise _explained(repository, revision, repo_type, error.__cause__ or error) from error
+    except (OSError, ValueError, HTTPError) as error:
+        raise _explained(repository, revision, repo_type, error) from error
+
+
+def _explained(repository: str, revision: str, repo_type: str, error: Exception) -> HubError:
     """What went wrong and what to do, from the narrowest kind of error to the widest."""
-    page, status = f"https://huggingface.co/{repository}", getattr(getattr(error, "response", None), "status_code", None)
+    kind = "" if repo_type == "model" else f"{repo_type}s/"
+    page, status = f"https://huggingface.co/{kind}{repository}", getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, GatedRepoError) or status == 403:
-        return (
+        return HubError(
             f"{repository} is gated, and this account has no access to it. Sign in at {page} and accept its terms (some owners answer "
             "within days), make a token with read access at https://huggingface.co/settings/tokens, run `hf auth login`, and try again"
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"{repository} has no revision '{revision}'; its commits are listed at {page}/commits/main"
+        return HubError(f"{repository} has no revision '{revision}'; its commits are listed at {page}/commits/main")
     if isinstance(error, RepositoryNotFoundError) or status == 401:
-        return f"{repository} was not found, or is private: see {page}; if you have access, run `hf auth login` with a token of that account"
+        return HubError(f"{repository} was not found, or is private: see {page}; if you have access, run `hf auth login` with a token of that account")
     if isinstance(error, IncompleteSnapshotError):
-        return f"{repository}: an earlier download was cut off and the hub cannot be reached to complete it; run again with network. {error}"
+        return HubError(f"{repository}: an earlier download was cut off and the hub cannot be reached to complete it; run again with network. {error}")
     if isinstance(error, HFValidationError):
-        return f"'{repository}' is no name of a repository; expected owner/name. {error}"
+        return HubError(f"'{repository}' is no name of a repository; expected owner/name. {error}")
+    place = huggingface_hub.constants.HF_HUB_CACHE
     if getattr(error, "errno", None) == errno.ENOSPC:
-        place = huggingface_hub.constants.HF_HUB_CACHE
-        return f"{repository}: no space left in {place}; free some, or set HF_HOME to a larger disk. What was downloaded is kept and gone on with"
+        return HubError(f"{repository}: no space left in {place}; free some, or set HF_HOME to a larger disk. What was downloaded is kept and gone on with")
     reason = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else f"{type(error).__name__}: {error}"
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
+    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+        return HubUnreachableError(
             f"{repository} at '{revision}' is not in the cache and the hub cannot be reached ({reason}). Run once with network, or copy the "
-            f"folder models--{repository.replace('/', '--')} from another machine's cache into {huggingface_hub.constants.HF_HUB_CACHE}"
+            f"folder {repo_type}s--{repository.replace('/', '--')} from another machine's cache into {place}"
         )
-    return f"{repository} could not be downloaded ({reason}); try again later, finished files are kept"
+    return HubUnreachableError(f"{repository} could not be downloaded ({reason}); try again later, finished files are kept")
 
 
 def _unusable(repository: str, revision: str, folder: Path, problems: list[str]) -> str:

@@ -1,14 +1,18 @@
 """CelebA and AFHQ from tiny made-up folders and parquet files of the same layout."""
 
+from types import SimpleNamespace
+
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 
 from une_utils.images import (
     CELEBA_ATTRIBUTES, AFHQImages, AttributeTableError, CelebAImages, CelebAParquet, ImageSource, ImageSourceError, UnreadablePicture,
-    celeba, fingerprint, hub_files, open_images, train_mask,
+    fingerprint, hub_files, open_images, train_mask,
 )  # fmt: skip
 from une_utils.images.files import bilinear_square, lanczos_square, prepare
 from une_utils.report.figures import profile_hash
@@ -260,7 +264,7 @@ def test_celeba_parquet_of_something_else(tmp_path):
 
 def test_open_images_from_the_hub(tmp_path, monkeypatch):
     paths, asked = write_parquet(tmp_path / "hub"), []
-    monkeypatch.setattr(celeba, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path / "hub"))
     hub = dict(source="celeba", hub="someone/celeba", revision=REVISION)
     source = open_images(profile(**hub, partition="train"))
     assert type(source) is CelebAParquet and len(source) == 6
@@ -278,8 +282,18 @@ def test_hub_that_cannot_be_reached(tmp_path, monkeypatch):
     with pytest.raises(ImageSourceError) as caught:
         hub_files("someone/celeba-that-is-not-there", REVISION, "validation")
     message = str(caught.value)
-    assert "not in the local cache" in message and "hf download someone/celeba-that-is-not-there" in message
+    assert "is not in the cache" in message and "folder datasets--someone--celeba-that-is-not-there" in message
+    assert "hf download someone/celeba-that-is-not-there" in message
     assert "non-commercial research" in message and "list_eval_partition.txt" in message
+
+
+def test_a_gated_data_set_says_how_to_get_access(monkeypatch):
+    def refuse(*arguments, **options):
+        raise GatedRepoError("refused", response=SimpleNamespace(status_code=401, request=None, headers={}))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ImageSourceError, match="someone/celeba is gated.*huggingface.co/datasets/someone/celeba and accept its terms"):
+        hub_files("someone/celeba", REVISION)
 
 
 # AFHQ

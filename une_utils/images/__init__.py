@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from une_utils.settings import Profile
+from contextlib import suppress
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from une_utils.settings import Images, Profile, ProfileError
 
 from .base import ImageSource, ImageSourceError, SourceReport, fingerprint, to_model_range, to_uint8, train_mask
-from .celeba import AFHQ_CLASSES, CELEBA_ATTRIBUTES, AFHQImages, CelebAImages, CelebAParquet, hub_files
+from .celeba import AFHQ_CLASSES, CELEBA_ATTRIBUTES, PARTITIONS, AFHQImages, CelebAImages, CelebAParquet, hub_files
 from .files import AttributeTableError, FolderImages, ParquetImages, UnreadablePicture, prepare
 
 __all__ = [
     "AFHQ_CLASSES", "AFHQImages", "AttributeTableError", "CELEBA_ATTRIBUTES", "CelebAImages", "CelebAParquet", "FolderImages",
-    "ImageSource", "ImageSourceError", "ParquetImages", "SourceReport", "UnreadablePicture", "fingerprint", "hub_files",
-    "open_images", "prepare", "to_model_range", "to_uint8", "train_mask",
+    "ImageSource", "ImageSourceError", "ParquetImages", "SourceReport", "UnreadablePicture", "expected_count", "fingerprint",
+    "hub_files", "open_images", "prepare", "to_model_range", "to_uint8", "train_mask",
 ]  # fmt: skip
 
 RENDERED_COUNT = 4000  # pictures drawn when a profile of rendered faces gives no count
+
+
+def expected_count(images: Images) -> int | None:
+    """Number of pictures, without opening them; None where only the files can say. Pictures that cannot be read are counted."""
+    if images.source == "rendered":
+        return images.count or RENDERED_COUNT
+    total = None
+    if images.source == "celeba":
+        total = PARTITIONS[images.partition] if images.partition else sum(PARTITIONS.values())
+    elif images.source == "parquet" and not images.from_hub:
+        with suppress(ProfileError, OSError, pa.ArrowException):
+            total = pq.read_metadata(images.resolved_path()).num_rows
+    return min(images.count or total, total) if total else images.count
 
 
 def open_images(profile: Profile, pictures: bool = True) -> ImageSource:

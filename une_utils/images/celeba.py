@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
+from une_utils.hub import HubError, HubUnreachableError, ask
 from une_utils.settings import HOW_TO_GET
 
 from .base import ImageSourceError, listed
@@ -30,7 +29,7 @@ CELEBA_ATTRIBUTES = (
     "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair",
     "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )  # fmt: skip
-PARTITIONS = ("train", "validation", "test")  # 0, 1 and 2 in list_eval_partition.txt: 162,770, 19,867 and 19,962 pictures
+PARTITIONS = {"train": 162_770, "validation": 19_867, "test": 19_962}  # 0, 1 and 2 in list_eval_partition.txt: number of pictures
 PREFIXES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}  # of parquet files' names
 AFHQ_CLASSES = ("cat", "dog", "wild")
 
@@ -144,7 +143,7 @@ def _read_partition(file: Path, names: pd.Index) -> np.ndarray:
     wrong = ~parts.isin(["0", "1", "2"])
     if wrong.any():
         raise AttributeTableError(f"{file} has no part 0, 1 or 2 for picture '{parts.index[wrong][0]}'; download it again")
-    return np.array(PARTITIONS)[parts.astype(int)]
+    return np.array([*PARTITIONS])[parts.astype(int)]
 
 
 def _one_part(table: pd.DataFrame, parts: np.ndarray, partition: str | None) -> tuple[pd.DataFrame, np.ndarray]:
@@ -190,7 +189,7 @@ class CelebAParquet(_OfficialImages, ParquetImages):
     ) -> None:
         self._list_column = list_column
         part_of = {file: _part_of(file) for file in files}
-        kept = sorted((f for f, part in part_of.items() if partition in (None, part)), key=lambda f: (PARTITIONS.index(part_of[f]), f.name))
+        kept = sorted((f for f, part in part_of.items() if partition in (None, part)), key=lambda f: ([*PARTITIONS].index(part_of[f]), f.name))
         if not kept:
             raise ImageSourceError(f"no parquet file of partition '{partition}'; found {', '.join(f.name for f in files) or 'none'}")
         super().__init__(kept, size, count, seed, attributes, image_column=image_column)
@@ -236,15 +235,11 @@ def hub_files(hub: str, revision: str, partition: str | None = None) -> list[Pat
     """
     patterns = ["*.parquet"] if partition is None else [f"*{prefix}-*.parquet" for prefix in PREFIXES[partition]]
     try:
-        folder = Path(snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        advice = f"accept its terms at https://huggingface.co/datasets/{hub} and log in with `hf auth login`"
-        raise ImageSourceError(f"the hub's data set {hub} is open to registered users only: {advice}") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ImageSourceError(f"the hub has no data set {hub} at commit {revision}; correct 'hub' and 'revision' in the profile") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = f"the hub's data set {hub} at {revision} is not in the local cache and cannot be downloaded ({type(error).__name__})"
-        raise ImageSourceError(f"{reason}; {_download(hub, revision)}, or name a folder of your own{HOW_TO_GET['celeba']}") from error
+        folder = Path(ask(hub, revision, "dataset", allow_patterns=patterns))
+    except HubUnreachableError as error:
+        raise ImageSourceError(f"{error}; {_download(hub, revision)}, or name a folder of your own{HOW_TO_GET['celeba']}") from error
+    except HubError as error:
+        raise ImageSourceError(str(error)) from error
     files = sorted(f for pattern in patterns for f in folder.rglob(pattern))
     if not files:
         raise ImageSourceError(f"the hub's data set {hub} at {revision} holds no parquet file that matches {', '.join(patterns)}")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoTokenizer, CLIPModel, ConvNextModel, Dinov2Model, DINOv3ConvNextModel, DINOv3ViTModel, PreTrainedModel, PreTrainedTokenizerFast,
-    SwinModel, ViTMAEModel, ViTModel,
+    AutoConfig, AutoTokenizer, CLIPModel, ConvNextModel, Dinov2Model, DINOv3ConvNextModel, DINOv3ViTModel, PreTrainedConfig,
+    PreTrainedModel, PreTrainedTokenizerFast, SwinModel, ViTMAEModel, ViTModel,
 )  # fmt: skip
 
 from une_utils.models.memory import Halving, default_device
@@ -85,11 +85,12 @@ class Encoder:
 
     @property
     def dimension(self) -> int:
-        config = self.model.config
-        if self.tokenizer:
-            return config.projection_dim
-        width = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
-        return width if self.processor else 2 * width
+        return _dimension(self.model.config, self.processor is not None)
+
+    @staticmethod
+    def dimension_of(path: Path) -> int:
+        """``dimension`` of a model folder, from its config alone."""
+        return _dimension(AutoConfig.from_pretrained(path, local_files_only=True), (path / "preprocessor_config.json").is_file())
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (N, D) float32 of pictures (N, 3, H, H) in [-1, 1], which a model of the hub resizes itself; gradients pass."""
@@ -116,6 +117,13 @@ class Encoder:
             raise TypeError(f"{type(self.model).__name__} has no text tower; texts need a CLIP")
         batch = tokenize(self.tokenizer, texts, self.model.config.text_config.max_position_embeddings)
         return self.model.get_text_features(**{key: value.to(self.device) for key, value in batch.items()}).pooler_output.cpu()
+
+
+def _dimension(config: PreTrainedConfig, from_hub: bool) -> int:
+    if config.model_type == "clip":
+        return config.projection_dim
+    width = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
+    return width if from_hub else 2 * width
 
 
 def _tokenizer(path: Path, from_hub: bool) -> PreTrainedTokenizerFast:

@@ -13,6 +13,7 @@ import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
+from une_utils.files import read_json
 from une_utils.models.ddim import Inversion, Schedule, invert, make_schedule, sample
 from une_utils.settings import Model
 
@@ -65,6 +66,12 @@ class Generator:
         """Shape (C, H, W) of one state."""
         side = self.unet.config.sample_size
         return self.unet.config.in_channels, side, side
+
+    @staticmethod
+    def shape_of(path: Path) -> tuple[int, int, int]:
+        """``shape`` of a model folder, from its network's config alone."""
+        config = read_json(path / ("transformer" if (path / "transformer").is_dir() else "unet") / "config.json")
+        return config["in_channels"], config["sample_size"], config["sample_size"]
 
     def schedule(self, steps: int) -> Schedule:
         return make_schedule(self.scheduler, steps)
@@ -132,7 +139,8 @@ def one_per_space(models: Sequence[Model]) -> dict[str, Model]:
     """The first generator on VAE latents and the first on pixels, of those that there are: {"latent diffusion": ..., "pixel diffusion": ...}."""
     found: dict[str, Model] = {}
     for model in models:
-        found.setdefault("latent diffusion" if (model.resolved_path() / "vae").is_dir() else "pixel diffusion", model)
+        encoded = any((model.resolved_path() / name).is_dir() for name in ("vae", "vqvae"))
+        found.setdefault("latent diffusion" if encoded else "pixel diffusion", model)
     return found
 
 

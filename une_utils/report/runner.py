@@ -5,7 +5,7 @@
 
 Executed notebooks go to ``<cache>/runs/<profile>/``. A notebook whose inputs have not changed since its last complete run is
 skipped: beside each output lies a stamp with the hashes of everything that went in. So the same command resumes after a
-failure or Ctrl-C. ``--in-place`` writes the outputs of the mini profile back into ``notebooks/``, as they are committed.
+failure or Ctrl-C. Before the first notebook, models and pictures of the hub are downloaded. ``--in-place`` writes the outputs of the mini profile back into ``notebooks/``, as they are committed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from une_utils import settings
 from une_utils.files import digest, read_json, write_atomic, write_json
+from une_utils.images import ImageSourceError
+from une_utils.models.fetch import fetch
 from une_utils.report.claims import ClaimsError, notebook_claims, recorded_claims
 from une_utils.report.figures import code_hash, forget_outdated, profile_hash, read_manifest, weights_hash
 from une_utils.settings import Profile, ProfileError
@@ -352,8 +354,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for notebook in notebooks:
                 print(f"{notebook.name}: {why_run(notebook, job, run_inputs(notebook, job)) or 'up to date'}")
             return 0
+        fetch(job.profile)  # here and not in a kernel, which does not reach the hub
         results = run(notebooks, job)
-    except (RunnerError, ProfileError, ClaimsError) as error:
+    except (RunnerError, ProfileError, ClaimsError, ImageSourceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

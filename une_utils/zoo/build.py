@@ -47,9 +47,9 @@ def build(profile: Profile, workers: int | None = None, progress: bool = True) -
     zoo = Zoo(profile, source)
     todo = []
     for view in views(profile):
-        zoo.open_view(view, _shape(profile, view, source.size))
+        zoo.open_view(view, shape(view, source.size))
         todo += [(view, number) for number in zoo.pending(view)]
-    workers = min(workers or _workers(profile), max(1, len(todo)))
+    workers = min(workers or default_workers(profile), max(1, len(todo)))
     total = sum(len(zoo.shards[number]) for _, number in todo)
     with tqdm(total=total, desc=f"zoo {profile.name}", unit="image", disable=not progress or not todo, smoothing=0.05) as bar:
         for view, number in _run(profile, todo, workers):
@@ -59,7 +59,8 @@ def build(profile: Profile, workers: int | None = None, progress: bool = True) -
     return zoo
 
 
-def _workers(profile: Profile) -> int:
+def default_workers(profile: Profile) -> int:
+    """Processes that make a zoo when no number is given."""
     one_gpu = torch.cuda.is_available() and any(m.hub for m in (*profile.generators, *profile.encoders))
     return 1 if one_gpu else os.cpu_count() or 1
 
@@ -171,11 +172,16 @@ def _runner(profile_json: str, view_name: str):
     return lambda pictures: (generator.invert(x0, schedule, convention=convention).latents for x0 in pictures.x0(generator, autoencoder))
 
 
-def _shape(profile: Profile, view: View, size: int) -> tuple[int, ...]:
+def shape(view: View, size: int) -> tuple[int, ...]:
+    """Shape of one latent of a view, from its model's config.
+
+    Args:
+        size: side of the profile's pictures, pixels.
+    """
     if view.kind == "pixels":
         return 3, size, size
     path = view.model.resolved_path()
-    return (Encoder.load(path, view.model.untrained_seed).dimension,) if view.kind == "encoder" else Generator.load(path).shape
+    return (Encoder.dimension_of(path),) if view.kind == "encoder" else Generator.shape_of(path)
 
 
 def main() -> int:

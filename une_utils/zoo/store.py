@@ -57,9 +57,13 @@ class View:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def views(profile: Profile) -> list[View]:
+def views(profile: Profile, has_vae: bool | None = None) -> list[View]:
     """All views of a profile: the noise of each generator, each encoder, pixels, and the baselines of the first generator,
-    its VAE latents and its inversion through an untrained network. Of released latents there are no pixels and no baselines."""
+    its VAE latents and its inversion through an untrained network. Of released latents there are no pixels and no baselines.
+
+    Args:
+        has_vae: whether the first generator has a VAE; when None, its folder says, which downloads a model of the hub.
+    """
     zoo, first = profile.zoo, profile.generators[0]
     if zoo.is_released:
         kinds = [("noise", m) for m in profile.generators] + [("encoder", m) for m in profile.encoders]
@@ -67,7 +71,8 @@ def views(profile: Profile) -> list[View]:
     inversion = {"convention": zoo.convention, "batch": zoo.batch}
     noise = [View(m.name, "noise", m, {"steps": m.steps or zoo.steps} | inversion) for m in profile.generators]
     control = View(f"{first.name}-untrained", "untrained", first, {"steps": zoo.untrained_steps, "seed": profile.seed} | inversion)
-    vae = [View(f"{first.name}-vae", "vae", first)] if (first.resolved_path() / "vae").is_dir() else []
+    has_vae = (first.resolved_path() / "vae").is_dir() if has_vae is None else has_vae
+    vae = [View(f"{first.name}-vae", "vae", first)] if has_vae else []
     encoders = [
         View(m.name, "encoder", m, {} if m.untrained_seed is None else {"seed": m.untrained_seed}) for m in profile.encoders
     ]
