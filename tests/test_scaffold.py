@@ -154,7 +154,7 @@ def test_recipes_are_complete(recipe):
         "dino": {"vit", "flip"}, "mae": {"vit", "flip"}, "clip": {"vit"}, "oracle": {"resnet"},
         "hspace": {"generator", "clip", "oracle", "attribute", "source", "target", "shift"},
         "diffusionclip": {"generator", "clip", "oracle", "attribute", "source", "target", "unet"},
-        "diffusion-autoencoder": {"generator", "encoder", "unet", "path", "flip"},
+        "diffusion-autoencoder": {"generator", "encoder", "scheduler", "unet", "path", "flip"},
     }  # fmt: skip
     assert needed[spec["kind"]] <= set(spec)
     assert spec["kind"] != "latent-diffusion" or ("vae" in spec) != ("vae_of" in spec)
