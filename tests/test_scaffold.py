@@ -173,7 +173,7 @@ def test_recipes_are_complete(recipe):
         "dino": {"vit", "flip"}, "mae": {"vit", "flip"}, "clip": {"vit", "blue"}, "oracle": {"resnet"},
         "hspace": {"generator", "clip", "oracle", "attribute", "source", "target", "shift"},
         "diffusionclip": {"generator", "clip", "oracle", "attribute", "source", "target", "unet"},
-        "diffusion-autoencoder": {"generator", "encoder", "unet", "path", "flip"},
+        "diffusion-autoencoder": {"generator", "encoder", "scheduler", "unet", "path", "flip"},
         "noisy-classifier": {"generator", "classifier"},
     }  # fmt: skip
     assert needed[spec["kind"]] <= set(spec)

@@ -32,7 +32,8 @@ def autoencoder(tiny_models):
     torch.manual_seed(0)
     unet, encoder = make_unet(class_embed_type="identity", resnet_time_scale_shift="scale_shift"), make_encoder()
     unet.conv_out.weight.data *= 0.1  # follows its input gently, as a trained one does, so that fixed points converge
-    return DiffusionAutoencoder(Generator.load(tiny_models.generator, precise=True), unet, encoder)
+    generator = Generator.load(tiny_models.generator, precise=True)
+    return DiffusionAutoencoder(generator, unet, encoder, generator.scheduler)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def x0(autoencoder):
 
 def test_round_trip(autoencoder, x0):
     """z kept and x_T kept give the picture back: closely by plain inversion, and but for rounding by fixed points."""
-    schedule, z = autoencoder.generator.schedule(STEPS), autoencoder.encode(x0)
+    schedule, z = autoencoder.schedule(STEPS), autoencoder.encode(x0)
     assert z.shape == (3, DIMENSION)
     plain, exact = (autoencoder.invert(x0, z, schedule, fixed_point=n).latents for n in (0, 15))
     errors = [(autoencoder.decode(noise, z, schedule) - x0).square().mean().sqrt().item() for noise in (plain, exact)]
@@ -50,7 +51,7 @@ def test_round_trip(autoencoder, x0):
 
 
 def test_zero_change_reproduces_and_another_z_does_not(autoencoder, x0):
-    schedule, z = autoencoder.generator.schedule(STEPS), autoencoder.encode(x0)
+    schedule, z = autoencoder.schedule(STEPS), autoencoder.encode(x0)
     noise = autoencoder.invert(x0, z, schedule).latents
     decoded, direction = autoencoder.decode(noise, z, schedule), torch.ones(DIMENSION)
     assert torch.equal(autoencoder.decode(noise, z + 0 * direction, schedule), decoded)
@@ -58,7 +59,7 @@ def test_zero_change_reproduces_and_another_z_does_not(autoencoder, x0):
 
 
 def test_rows_of_z_belong_to_states(autoencoder, x0):
-    schedule, z = autoencoder.generator.schedule(STEPS), autoencoder.encode(x0)
+    schedule, z = autoencoder.schedule(STEPS), autoencoder.encode(x0)
     whole = autoencoder.invert(x0, z, schedule, fixed_point=3).latents
     single = autoencoder.invert(x0[1:2], z[1:2], schedule, fixed_point=3).latents
     torch.testing.assert_close(single, whole[1:2], rtol=1e-4, atol=1e-4)
@@ -67,8 +68,9 @@ def test_rows_of_z_belong_to_states(autoencoder, x0):
 
 
 def test_unet_must_take_a_condition(tiny_models):
+    generator = Generator.load(tiny_models.generator)
     with pytest.raises(ValueError, match="class_embed_type 'None', expected 'identity'"):
-        DiffusionAutoencoder(Generator.load(tiny_models.generator), make_unet(), make_encoder())
+        DiffusionAutoencoder(generator, make_unet(), make_encoder(), generator.scheduler)
 
 
 def test_z_is_what_the_loss_teaches():
@@ -94,7 +96,7 @@ def test_z_is_what_the_loss_teaches():
 
 
 def test_recipe(tiny_models, tmp_path, monkeypatch):
-    """The folder holds the U-Net and the encoder; the VAE and the noise levels are the generator's, beside it."""
+    """The folder holds the U-Net and the encoder; the VAE is the generator's, beside it."""
     monkeypatch.setattr(recipes, "MODELS", tmp_path / "models")
     monkeypatch.setattr(recipes, "HELD_OUT", 30)
     monkeypatch.setenv("UNE_CACHE", str(tmp_path / "cache"))
@@ -103,7 +105,8 @@ def test_recipe(tiny_models, tmp_path, monkeypatch):
     folder.mkdir()
     recipe = {
         "kind": "diffusion-autoencoder", "seed": 1, "flip": False, "images": {"rendered": 12, "size": 32, "seed": 9}, "generator": "tiny-ldm",
-        "path": STEPS, "encoder": {"channels": [8, 16], "dimension": DIMENSION, "groups": 4},
+        "path": STEPS, "scheduler": {"num_train_timesteps": 100, "prediction_type": "v_prediction", "clip_sample": False},
+        "encoder": {"channels": [8, 16], "dimension": DIMENSION, "groups": 4},
         "unet": {
             "channels": [16, 16], "attention": [False, True], "groups": 4, "head": 8, "batch": 4, "steps": 3, "learning_rate": 1e-3, "ema": 0.9,
             "compile": False,
@@ -111,12 +114,12 @@ def test_recipe(tiny_models, tmp_path, monkeypatch):
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     recipes.train_model("auto")
-    assert sorted(f.name for f in folder.iterdir()) == ["encoder", "held-out.json", "recipe.yaml", "training.csv", "unet"]
+    assert sorted(f.name for f in folder.iterdir()) == ["encoder", "held-out.json", "recipe.yaml", "scheduler", "training.csv", "unet"]
     assert str(tmp_path) not in (folder / "encoder" / "config.json").read_text()
     measured = json.loads((folder / "held-out.json").read_text())
     assert set(measured) == {"round_trip_psnr_db", "drawn_noise_psnr_db", "probe_auc", "images"} and 0 <= measured["probe_auc"] <= 1
     autoencoder = DiffusionAutoencoder.load(folder)
     x0 = autoencoder.generator.encode(torch.zeros(2, 3, 32, 32))
-    z, schedule = autoencoder.encode(x0), autoencoder.generator.schedule(STEPS)
-    assert z.shape == (2, DIMENSION) and torch.equal(z, DiffusionAutoencoder.load(folder).encode(x0))
+    z, schedule = autoencoder.encode(x0), autoencoder.schedule(STEPS)
+    assert schedule.prediction_type == "v_prediction" and z.shape == (2, DIMENSION) and torch.equal(z, DiffusionAutoencoder.load(folder).encode(x0))
     assert torch.equal(autoencoder.decode(x0, z, schedule), sample(autoencoder.model(z), x0, schedule))

@@ -6,7 +6,9 @@ meant to hold what can be named, and x_T, DDIM's inverted noise given z, which h
 a linear probe and keeps x_T.
 
 What differs from the paper: it works on the VAE latents of another generator, z enters through the time embedding (scale and shift of
-the group norms, as the paper's AdaGN, which has a scale of its own for z), and no second diffusion model draws z.
+the group norms, as the paper's AdaGN, which has a scale of its own for z), and no second diffusion model draws z. The shipped one
+predicts v, not eps: where noise is strong, a wrong x0 costs eps next to nothing, so that in the few steps that a laptop allows z learned
+colours and little else.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from diffusers import ConfigMixin, ModelMixin, UNet2DModel
+from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from une_utils.models.ddim import Inversion, Model, Schedule, invert, sample
+from une_utils.models.ddim import Inversion, Model, Schedule, invert, make_schedule, sample
 from une_utils.models.generators import Generator
 
 
@@ -28,7 +30,7 @@ class SemanticEncoder(ModelMixin, ConfigMixin):
     """z (N, D) of x0: 3x3 convolutions that halve the side, then one linear layer. ``save_pretrained`` and ``from_pretrained`` are diffusers'.
 
     Args:
-        generator: folder, beside the autoencoder's own, of the generator whose VAE and noise levels it uses.
+        generator: folder, beside the autoencoder's own, of the generator whose VAE it uses.
         in_channels, size: of x0 (N, C, H, W).
         channels: of the convolutions, at H, H / 2, H / 4 ...
         dimension: D.
@@ -55,25 +57,29 @@ class SemanticEncoder(ModelMixin, ConfigMixin):
 
 
 class DiffusionAutoencoder:
-    """A frozen diffusion autoencoder: x0 to (z, x_T) and back. ``generator`` turns pictures into x0 and has the schedule.
+    """A frozen diffusion autoencoder: x0 to (z, x_T) and back. ``generator`` turns pictures into x0 and x0 into pictures.
 
     On a CPU the U-Net runs in bfloat16 (autocast) unless the generator is ``precise``; z is always float32.
     """
 
-    def __init__(self, generator: Generator, unet: UNet2DModel, encoder: SemanticEncoder):
+    def __init__(self, generator: Generator, unet: UNet2DModel, encoder: SemanticEncoder, scheduler: DDIMScheduler):
         if unet.config.class_embed_type != "identity":
             kind = unet.config.class_embed_type
             raise ValueError(f"the U-Net has class_embed_type '{kind}', expected 'identity': it must take z's embedding as class_labels")
-        self.generator = generator
+        self.generator, self.scheduler = generator, scheduler
         self.unet, self.encoder = (net.eval().requires_grad_(False) for net in (unet, encoder))
 
     @classmethod
     def load(cls, path: Path, precise: bool = False) -> DiffusionAutoencoder:
-        """Read a model folder with ``unet`` and ``encoder``, and the generator beside it that the encoder's config names."""
+        """Read a model folder with ``unet``, ``encoder`` and ``scheduler``, and the generator beside it that the encoder's config names."""
         options = {"torch_dtype": torch.float32, "local_files_only": True}
         encoder = SemanticEncoder.from_pretrained(path / "encoder", **options)
         generator = Generator.load(path.parent / encoder.config.generator, precise)
-        return cls(generator, UNet2DModel.from_pretrained(path / "unet", **options), encoder)
+        scheduler = DDIMScheduler.from_config(DDIMScheduler.load_config(path / "scheduler", local_files_only=True))
+        return cls(generator, UNet2DModel.from_pretrained(path / "unet", **options), encoder, scheduler)
+
+    def schedule(self, steps: int) -> Schedule:
+        return make_schedule(self.scheduler, steps)
 
     @torch.no_grad()
     def encode(self, x0: torch.Tensor) -> torch.Tensor:

@@ -257,15 +257,16 @@ def train_diffusion_autoencoder(folder: Path, recipe: dict, images: np.ndarray, 
         generator=recipe["generator"], in_channels=x0.shape[1], size=x0.shape[-1], embedding=unet.time_embedding.linear_2.out_features,
         **recipe["encoder"],
     )  # fmt: skip
-    config = generator.scheduler.config
+    scheduler = DDIMScheduler(**recipe["scheduler"])
     loss = noise_loss(
-        torch.compile(unet) if spec["compile"] else unet, x0, generator.scheduler.alphas_cumprod, batch=spec["batch"],
-        prediction_type=config.prediction_type, condition=lambda x: encoder.condition(encoder(x)),
+        torch.compile(unet) if spec["compile"] else unet, x0, scheduler.alphas_cumprod, batch=spec["batch"],
+        prediction_type=scheduler.config.prediction_type, condition=lambda x: encoder.condition(encoder(x)),
     )  # fmt: skip
     ema = train(
         folder.name, torch.nn.ModuleDict({"unet": unet, "encoder": encoder}), loss, steps=spec["steps"], learning_rate=spec["learning_rate"],
         ema_decay=spec["ema"], seed=recipe["seed"], checkpoint=work / "autoencoder.safetensors", log=folder / "training.csv",
     )  # fmt: skip
+    scheduler.save_pretrained(folder / "scheduler")
     ship(ema["unet"], folder / "unet")
     ship(ema["encoder"], folder / "encoder")
 
@@ -278,7 +279,7 @@ def measure_autoencoder(folder: Path, recipe: dict) -> dict[str, float]:
     generator, images = autoencoder.generator, torch.from_numpy(to_model_range(source.load(range(len(source)))))
     x0 = torch.cat([generator.encode(part) for part in images.split(100)])
     z = autoencoder.encode(x0)
-    schedule, pictures = generator.schedule(recipe["path"]), images[:DECODED_BACK]
+    schedule, pictures = autoencoder.schedule(recipe["path"]), images[:DECODED_BACK]
     inverted = autoencoder.invert(x0[:DECODED_BACK], z[:DECODED_BACK], schedule).latents
     psnr = {}
     for name, noise in {"round_trip": inverted, "drawn_noise": draw_noise(generator.shape, 0, range(len(pictures)))}.items():
