@@ -176,7 +176,7 @@ def test_copy_that_has_learned_nothing_changes_nothing(fine_tuning):
 
 
 def test_fine_tuning_turns_pictures_towards_the_text(fine_tuning):
-    generator, schedule, states, chain, loss = fine_tuning
+    generator, _, _, chain, loss = fine_tuning
     before = {name: value.clone() for name, value in generator.unet.state_dict().items()}
     with torch.no_grad():  # without any change there is no direction to turn
         for parameter in chain.shift.parameters():
