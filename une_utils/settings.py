@@ -251,6 +251,7 @@ class Profile(_Section):
     checkpointed: list[Model] = Field([], description="one recipe, several seeds, states of the training kept (notebook 10)")
     shifts: list[ShiftModel] = Field([], description="edits in the bottleneck of the first generator (notebook 11)")
     rivals: list[Rival] = Field([], description="other methods of editing with the first generator (notebook 11b)")
+    perceptual: Literal["lpips"] | None = Field(None, description="distance of pictures in notebook 11; cosine in DINO's features when missing")
     oracle: str | None = Field(None, description="model below ``data/models`` that judges edits of rendered faces")
     classes: list[str] = Field([], description="attributes of which a picture has one; edits go from the first to the second (notebook 08b)")
     skip: dict[str, str] = Field({}, description="number of a notebook that this profile does not run -> the reason; see ``left_out``")
