@@ -150,7 +150,7 @@ def publisher(notebook: str, profile: Profile) -> Callable[[Figure, str, str], N
 def _inline(fig: Figure) -> Image:
     """The figure for a notebook's output, as PNG or JPEG, whichever is smaller: sheets of faces are five times smaller as JPEG."""
     renderings = {}
-    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 85}}}.items():
+    for kind, options in {"png": {}, "jpeg": {"pil_kwargs": {"quality": 75}}}.items():
         buffer = io.BytesIO()
         fig.savefig(buffer, format=kind, dpi=80, bbox_inches="tight", **options)
         renderings[kind] = buffer.getvalue()
