@@ -31,7 +31,7 @@ endef
 help: ## show this list
 	@echo "make plan [PROFILE=mini] [ARGS=...]        what a run needs: downloads, disk, GPU, hours; says what is missing"
 	@echo "make reproduce [PROFILE=mini] [ARGS=...]   run all notebooks headless and make every figure again"
-	@echo "make test [JOBS=2] [NOTEBOOKS='00 01']     tests, then nbval of notebooks $(NOTEBOOKS), JOBS files at a time: within 20 minutes"
+	@echo "make test [JOBS=2] [NOTEBOOKS='00 01']     tests, then nbval of notebooks $(NOTEBOOKS), JOBS files at a time: 17 minutes"
 	@echo "make regression [JOBS=2]                   nbval of every notebook against its committed outputs: about 45 minutes"
 	@echo "make train [PROFILE=mini]                  train the profile's models that have no weights yet"
 	@echo "make bench                                 run the scripts in benchmarks/, one after the other"
