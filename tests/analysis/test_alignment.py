@@ -320,6 +320,19 @@ def test_a_fixed_probe_reads_mapped_latents():
 # --- MAXVAR generalised CCA -------------------------------------------------------------------------------------------------
 
 
+def test_maxvar_is_cca_zoo_s():
+    """The same shared variables, up to sign: every solution has G proportional to the sum of the views' own variables."""
+    linear = pytest.importorskip("cca_zoo.linear", reason="cca-zoo is not among the requirements: pip install --no-deps cca-zoo tensorly")
+    rng = np.random.default_rng(7)
+    common = rng.standard_normal((400, 4))
+    views = [common @ rng.standard_normal((4, d)) + 0.5 * rng.standard_normal((400, d)) for d in (9, 12, 15)]
+
+    weights = linear.GCCA(n_components=4).fit(views).weights_
+    theirs = sum((view - view.mean(axis=0)) @ w for view, w in zip(views, weights, strict=True))
+    ours, theirs = (G / np.linalg.norm(G, axis=0) for G in (al.MaxvarGCCA(4).fit(views).shared_, theirs))
+    np.testing.assert_allclose(np.abs((ours * theirs).sum(axis=0)), 1, atol=1e-6)
+
+
 @pytest.mark.parametrize("ridge", [0.0, 0.1, 3.0])
 def test_maxvar_is_the_textbook_eigenproblem(ridge):
     views = shared_views()
