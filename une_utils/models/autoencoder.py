@@ -23,7 +23,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from une_utils.models.ddim import Inversion, Model, Schedule, invert, make_schedule, sample
-from une_utils.models.generators import Generator
+from une_utils.models.generators import Generator, ddim_scheduler
 
 
 class SemanticEncoder(ModelMixin, ConfigMixin):
@@ -75,7 +75,7 @@ class DiffusionAutoencoder:
         options = {"torch_dtype": torch.float32, "local_files_only": True}
         encoder = SemanticEncoder.from_pretrained(path / "encoder", **options)
         generator = Generator.load(path.parent / encoder.config.generator, precise)
-        scheduler = DDIMScheduler.from_config(DDIMScheduler.load_config(path / "scheduler", local_files_only=True))
+        scheduler = ddim_scheduler(DDIMScheduler.load_config(path / "scheduler", local_files_only=True))
         return cls(generator, UNet2DModel.from_pretrained(path / "unet", **options), encoder, scheduler)
 
     def schedule(self, steps: int) -> Schedule:

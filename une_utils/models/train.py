@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,18 @@ def training_images(recipe: dict) -> np.ndarray:
         source = open_images(profile)
         rows = np.flatnonzero(train_mask(source, profile.train_fraction, profile.seed))
         path = cache_root() / "train" / f"{profile.name}-{source.size}-{len(rows)}-{profile.seed}.npy"
+    chunks = np.array_split(rows, max(1, len(rows) // 2000))
+    return np.load(_kept(path, lambda: np.concatenate([source.load(chunk) for chunk in chunks])), mmap_mode="r")
+
+
+def _kept(path: Path, make: Callable[[], np.ndarray]) -> Path:
+    """An array's file in the cache, made where it is not there; who stops while it is made leaves no half of it."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(part, np.concatenate([source.load(chunk) for chunk in np.array_split(rows, max(1, len(rows) // 2000))]))
+        np.save(part, make())
         part.replace(path)
-    return np.load(path, mmap_mode="r")
+    return path
 
 
 def train_autoencoder(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> AutoencoderKL:
@@ -174,15 +181,10 @@ def standardised_latents(folder: Path, vae: AutoencoderKL, images: np.ndarray, f
     They take minutes, so they are kept in the cache, under the hash of the autoencoder: models that share one share them.
     """
     cached = cache_root() / "train" / f"latents-{model_hash(folder / 'vae')[:16]}-{len(images)}{'-flip' if flip else ''}.npy"
-    if not cached.is_file():
-        latents = encode_latents(vae, images)
-        if flip:
-            latents = torch.cat([latents, encode_latents(vae, images[:, :, ::-1])])
-        part = cached.with_suffix(f".{os.getpid()}.npy")
-        np.save(part, latents.numpy())
-        part.replace(cached)
+    sides = [images, images[:, :, ::-1]] if flip else [images]
+    latents = np.load(_kept(cached, lambda: torch.cat([encode_latents(vae, side) for side in sides]).numpy()))
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
-    return (torch.from_numpy(np.load(cached)) - mean) / std
+    return (torch.from_numpy(latents) - mean) / std
 
 
 def train_pixel_diffusion(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
@@ -277,7 +279,7 @@ def measure_autoencoder(folder: Path, recipe: dict) -> dict[str, float]:
     under the curve of linear probes on z, fitted on half of the pictures and read on the other, mean over the attributes."""
     autoencoder, source = DiffusionAutoencoder.load(folder), _rendered(recipe, held_out=True)
     generator, images = autoencoder.generator, torch.from_numpy(to_model_range(source.load(range(len(source)))))
-    x0 = torch.cat([generator.encode(part) for part in images.split(100)])
+    x0 = _encoded(generator, images)
     z = autoencoder.encode(x0)
     schedule, pictures = autoencoder.schedule(recipe["path"]), images[:DECODED_BACK]
     inverted = autoencoder.invert(x0[:DECODED_BACK], z[:DECODED_BACK], schedule).latents
@@ -294,6 +296,11 @@ def measure_autoencoder(folder: Path, recipe: dict) -> dict[str, float]:
     return psnr | {"probe_auc": float(np.mean(areas)), "images": len(z)}
 
 
+def _encoded(generator: Generator, images: torch.Tensor) -> torch.Tensor:
+    """x0 of pictures (N, 3, H, W), a hundred at a time."""
+    return torch.cat([generator.encode(part) for part in images.split(100)])
+
+
 def _psnr(pictures: torch.Tensor, truth: torch.Tensor) -> float:
     """Peak signal-to-noise ratio in dB of pictures in [-1, 1], mean over them."""
     return (10 * torch.log10(4 / (pictures - truth).flatten(1).square().mean(1))).mean().item()
@@ -304,7 +311,7 @@ def measure_diffusion(folder: Path, images: np.ndarray) -> dict[str, float]:
     """Held-out numbers of a shipped generator: PSNR of the VAE in dB (if it has one) and mean squared error of the predicted noise."""
     generator = Generator.load(folder)
     x = torch.from_numpy(to_model_range(images))
-    x0 = torch.cat([generator.encode(part) for part in x.split(100)])
+    x0 = _encoded(generator, x)
     eps = draw_noise(generator.shape, 0, range(len(x0)))
     errors, total, stride = [], generator.scheduler.config.num_train_timesteps, min(100, len(x0))
     for i, t in enumerate(range(total // 200, total, max(1, total // 100))):  # images and timesteps are met evenly
@@ -437,13 +444,22 @@ def train_shift(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> N
     chain = ShiftChain(shift, spec["batch"], generator.shape)
     loss = hspace_loss(
         chain, bottleneck, schedule, noise, clip.embed, text_direction(clip, recipe["source"], recipe["target"]), t_edit=spec["t_edit"],
-        clip_weight=spec["clip_weight"], l1_weight=spec["l1_weight"], smallest_crop=spec["smallest_crop"],
+        **_text_weights(spec),
     )  # fmt: skip
+    ship(_train_chain(folder, recipe, spec, chain, loss, work / "shift.safetensors"), folder)
+
+
+def _text_weights(spec: dict) -> dict[str, float]:
+    return {name: spec[name] for name in ("clip_weight", "l1_weight", "smallest_crop")}
+
+
+def _train_chain(folder: Path, recipe: dict, spec: dict, chain: ShiftChain, loss: Loss, checkpoint: Path) -> torch.nn.Module:
+    """The average of what the chain carries: f_t, or a fine-tuned copy."""
     ema = train(
         folder.name, chain, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"], warmup=spec["warmup"],
-        seed=recipe["seed"], checkpoint=work / "shift.safetensors", log=folder / "training.csv", log_every=spec["log_every"],
+        seed=recipe["seed"], checkpoint=checkpoint, log=folder / "training.csv", log_every=spec["log_every"],
     )  # fmt: skip
-    ship(ema.shift, folder)
+    return ema.shift
 
 
 def train_diffusionclip(folder: Path, recipe: dict, images: np.ndarray, work: Path) -> None:
@@ -454,27 +470,21 @@ def train_diffusionclip(folder: Path, recipe: dict, images: np.ndarray, work: Pa
     chain = ShiftChain(unet, spec["batch"], generator.shape)
     loss = diffusionclip_loss(
         chain, generator, schedule, inverted_states(recipe, generator, images, schedule), clip.embed,
-        text_direction(clip, recipe["source"], recipe["target"]), clip_weight=spec["clip_weight"], l1_weight=spec["l1_weight"],
-        smallest_crop=spec["smallest_crop"],
+        text_direction(clip, recipe["source"], recipe["target"]), **_text_weights(spec),
     )  # fmt: skip
-    ema = train(
-        folder.name, chain, loss, steps=spec["steps"], learning_rate=spec["learning_rate"], ema_decay=spec["ema"], warmup=spec["warmup"],
-        seed=recipe["seed"], checkpoint=work / "unet.safetensors", log=folder / "training.csv", log_every=spec["log_every"],
-    )  # fmt: skip
-    ship(ema.shift, folder / "unet")
+    ship(_train_chain(folder, recipe, spec, chain, loss, work / "unet.safetensors"), folder / "unet")
 
 
 def inverted_states(recipe: dict, generator: Generator, images: np.ndarray, schedule: Schedule) -> torch.Tensor:
     """States (N, C, H, W) at the noisy end of the schedule; kept in the cache, since every attribute of a generator starts from them."""
     pictures, run = json_digest(recipe["images"])[:8], f"{len(schedule)}-{schedule.timesteps[-1]}"
     cached = cache_root() / "train" / f"inverted-{model_hash(MODELS / recipe['generator'])[:16]}-{pictures}-{run}.npy"
-    if not cached.is_file():
+
+    def states() -> np.ndarray:
         parts = tqdm(torch.from_numpy(to_model_range(images)).split(125), desc="invert", unit="batch")
-        states = torch.cat([generator.invert(generator.encode(x), schedule).latents for x in parts])
-        part = cached.with_suffix(f".{os.getpid()}.npy")
-        np.save(part, states.numpy())
-        part.replace(cached)
-    return torch.from_numpy(np.load(cached))
+        return torch.cat([generator.invert(generator.encode(x), schedule).latents for x in parts]).numpy()
+
+    return torch.from_numpy(np.load(_kept(cached, states)))
 
 
 def text_direction(clip: Encoder, source: list[str], target: list[str]) -> torch.Tensor:
@@ -521,7 +531,7 @@ def measure_noisy_classifier(folder: Path, recipe: dict) -> dict[str, Any]:
     """AUC of the attributes of held-out faces, read from states x_t: the mean at each of ``NOISY``, and each attribute's at all of them."""
     source, generator = _rendered(recipe, held_out=True), Generator.load(MODELS / recipe["generator"])
     classifier = NoisyClassifier.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-    x0 = torch.cat([generator.encode(part) for part in torch.from_numpy(to_model_range(source.load(range(len(source))))).split(100)])
+    x0 = _encoded(generator, torch.from_numpy(to_model_range(source.load(range(len(source))))))
     eps, auc = draw_noise(generator.shape, 0, range(len(x0))), {}
     for t in NOISY:
         level = float(generator.scheduler.alphas_cumprod[t])
