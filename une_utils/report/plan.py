@@ -319,7 +319,7 @@ def plan(profile: Profile, calls_per_second: float | None = None) -> tuple[str, 
     lines = [f"profile {profile.name}: {profile.title}", ""]
     lines += [f"{check.status:<12}{check.what}: {check.detail.replace(NEWLINE, NEWLINE + ' ' * 12)}" for check in checks]
     lines += ["", *describe_work(profile, calls_per_second), *zoo]
-    skipped = ", ".join(profile.skip) or "none"
+    skipped = ", ".join(sorted(profile.left_out)) or "none"
     lines += [f"notebooks left out by the profile: {skipped}", "", _verdict(checks)]
     return "\n".join(lines), not any(check.status == "missing" for check in checks)
 
