@@ -34,11 +34,12 @@ def signal(n: int) -> np.ndarray:
 def write_file(file: Path, n: int, d: int, seed: int) -> None:
     z, rng = signal(n), np.random.default_rng(seed)
     mixing = rng.standard_normal((SIGNAL, d), dtype=np.float32) / np.float32(np.sqrt(SIGNAL))
-    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(n, d))
-    for start in range(0, n, 1000):
-        part = z[start : start + 1000]
-        out[start : start + 1000] = 0.5 * (part @ mixing) + rng.standard_normal((len(part), d), dtype=np.float32)
-    out.flush()
+    with file.open("wb") as stream:  # not a memory map: its pages would count as this process's memory, and as that of its children
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": (n, d)})
+        for start in range(0, n, 1000):
+            part = z[start : start + 1000]
+            block = 0.5 * (part @ mixing) + rng.standard_normal((len(part), d), dtype=np.float32)
+            stream.write(block.astype("<f2").tobytes())
 
 
 def world(files: list[Path]) -> tuple[list[StoredRows], np.ndarray, np.ndarray, np.ndarray]:

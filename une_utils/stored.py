@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -21,17 +22,20 @@ class StoredRows:
         array: (M, D) float16 or float32, usually a ``np.memmap``.
         rows: (N,) positions in ``array``.
         shape: (N, D).
+        place: folder in which what is computed from all of these rows may be kept; None for rows of no known origin, and for a choice
+            of rows.
     """
 
     ndim = 2
     dtype = np.dtype(np.float32)  # of what is read
 
-    def __init__(self, array: np.ndarray, rows: np.ndarray | None = None):
+    def __init__(self, array: np.ndarray, rows: np.ndarray | None = None, place: Path | None = None):
         if array.ndim != 2:
             raise ValueError(f"stored latents must be (N, D), got shape {array.shape}")
         self.array = array
         self.rows = np.arange(len(array)) if rows is None else np.asarray(rows)
         self.shape = (len(self.rows), array.shape[1])
+        self.place = place
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -153,6 +153,35 @@ def test_gcca_of_reduced_views(world, precision):
         MaxvarGCCA(4).fit([X, y])
 
 
+def test_an_array_is_left_as_it_is_and_stored_rows_are_reduced(world):
+    X, x, _, _ = world
+    assert outofcore.in_memory(x, TRAIN) is x
+    np.testing.assert_array_equal(outofcore.in_memory(X, TRAIN, K), outofcore.reduce_view(X, TRAIN, K))
+
+
+def test_components_are_kept_where_the_rows_have_a_place(world, tmp_path, monkeypatch):
+    X, *_ = world
+    placed = StoredRows(X.array, X.rows, tmp_path)
+    first = outofcore.reduce_view(placed, TRAIN, K)
+    monkeypatch.setattr(outofcore, "fit_pca", lambda *_: pytest.fail("computed again"))
+    np.testing.assert_array_equal(outofcore.reduce_view(placed, TRAIN, K), first)
+    for other in ((placed, ~TRAIN, K), (placed, TRAIN, K - 1), (placed[:], TRAIN, K)):  # other rows, another number, a choice of rows
+        with pytest.raises(pytest.fail.Exception, match="computed again"):
+            outofcore.reduce_view(*other)
+
+
+def test_a_full_disk_costs_no_result(world, tmp_path, monkeypatch):
+    def full(file, array):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    X, *_ = world
+    monkeypatch.setattr(outofcore.np, "save", full)
+    with pytest.warns(UserWarning, match="No space left on device.*computed again"):
+        found = outofcore.reduce_view(StoredRows(X.array, X.rows, tmp_path), TRAIN, K)
+    assert found.shape == (N, K) and not list(tmp_path.iterdir())
+
+
 def test_gaussianity(world):
     X, x, _, _ = world
     for test in (g.projection_tests, g.coordinate_tests, g.principal_direction_tests):

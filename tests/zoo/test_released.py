@@ -9,7 +9,7 @@ import pytest
 from une_utils.images import CELEBA_ATTRIBUTES
 from une_utils.settings import ProfileError, load_profile
 from une_utils.stored import StoredRows
-from une_utils.zoo import ZooError, released, store
+from une_utils.zoo import ZooError, released
 from une_utils.zoo.build import build
 from une_utils.zoo.released import check_attributes, export, open_released, released_file, write_rows
 from une_utils.zoo.store import Zoo, views
@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 
 def profile(**overrides):
     one = {name: [load_profile("noisezoo").model_dump()[name][0]] for name in ("generators", "encoders")}
-    return load_profile("noisezoo", one | {k.replace("__", "."): v for k, v in overrides.items()})
+    return load_profile("noisezoo", one | {"combinations": {}} | {k.replace("__", "."): v for k, v in overrides.items()})
 
 
 # The zoo of a profile
@@ -75,23 +75,25 @@ def test_a_zoo_of_released_files(folder):
     build(profile())  # again: the same files are welcome
 
 
-def test_large_files_are_not_loaded(folder, monkeypatch):
+def test_large_files_are_not_loaded(folder):
     build(profile())
-    monkeypatch.setattr(store, "IN_MEMORY", 4 * N * D - 1)
-    found = Zoo(profile()).latents("sd15")
+    small = profile(zoo__loaded_gib=(4 * (N - 1) * D - 1) / 2**30)
+    found = Zoo(small).latents("sd15")
     assert isinstance(found, StoredRows) and isinstance(found.array, np.memmap) and found.shape == (N, D)
-    assert (found.read() == latents()).all()
-    assert isinstance(Zoo(profile()).latents("vitb16"), np.ndarray)  # this one is small
-    assert isinstance(Zoo(profile()).latents("sd15", slice(0, 5)), np.ndarray)
+    assert (found.read() == latents()).all() and found.place == small.zoo_path / "sd15"
+    assert Zoo(small).latents("sd15", slice(0, N - 1)).place is None
+    assert isinstance(Zoo(small).latents("vitb16"), np.ndarray)  # this one is small
+    assert isinstance(Zoo(small).latents("sd15", slice(0, 5)), np.ndarray)
+    assert isinstance(Zoo(profile()).latents("sd15"), np.ndarray)  # a gigabyte is, too
 
 
-def test_some_of_the_images(folder, monkeypatch):
+def test_some_of_the_images(folder):
     zoo = build(profile(images__count=10))
     rows = np.sort(np.random.RandomState(42).permutation(N)[:10])
     assert zoo.ids.tolist() == [f"{i + 1:06d}.jpg" for i in rows]
     assert (zoo.latents("sd15") == latents()[rows]).all() and (zoo.latents("sd15", [9, 0]) == latents()[rows[[9, 0]]]).all()
-    monkeypatch.setattr(store, "IN_MEMORY", 0)
-    assert (zoo.latents("sd15", slice(2, 4)).read() == latents()[rows[2:4]]).all()
+    stored = Zoo(profile(images__count=10, zoo__loaded_gib=0))
+    assert (stored.latents("sd15", slice(2, 4)).read() == latents()[rows[2:4]]).all()
 
 
 def test_float32_files(folder):

@@ -11,7 +11,9 @@ close together may be rotated among themselves. Who takes `StoredRows`: here eve
 views, as the paper's does: `reduce_views` makes them.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import linalg
@@ -19,6 +21,7 @@ from scipy.linalg import blas
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from une_utils.files import digest, read_json, write_json
 from une_utils.stored import StoredRows
 
 _BLOCK_VALUES = 4_000_000  # values of one block of an array in memory: 32 MB of float64
@@ -124,18 +127,47 @@ def transform(pca: PCA, X: np.ndarray | StoredRows) -> np.ndarray:
     return out
 
 
+def reduce_view(X: np.ndarray | StoredRows, train: np.ndarray, n_components: int = 500) -> np.ndarray:
+    """A view (N, D) on its leading principal axes, fitted on the training rows: (N, k) float32.
+
+    train: (N,) mask or integers. k is n_components, or what D and half of the training rows allow. UNE takes 500 for noise.
+    Of `StoredRows` with a ``place`` the result is kept there, in ``components.npy``, since it takes minutes and several notebooks
+    start from it; other training rows or another number replace it.
+    """
+    place = X.place if isinstance(X, StoredRows) else None
+    made_from = {"shape": list(X.shape), "train": digest(np.ascontiguousarray(train).tobytes()), "n_components": n_components}
+    if place and read_json(place / "components.json") == made_from:
+        return np.load(place / "components.npy")
+    rows = X[train]
+    pca = fit_pca(rows, min(n_components, X.shape[1], len(rows) // 2))
+    components = transform(pca, X)
+    if place:
+        _keep(components, made_from, place)
+    return components
+
+
+def _keep(components: np.ndarray, made_from: dict, place: Path) -> None:
+    """Write components and, once they are whole, what they were made from; a disk that is full costs time later and no result now."""
+    file = place / "components.npy"
+    try:
+        (place / "components.json").unlink(missing_ok=True)
+        np.save(file, components)
+        write_json(place / "components.json", made_from)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        warnings.warn(f"{file} could not be written ({error}): the components will be computed again by the next notebook", stacklevel=3)
+
+
 def reduce_views(
     views: Sequence[np.ndarray | StoredRows], train: np.ndarray, n_components: int = 500
 ) -> list[np.ndarray]:
-    """Every view (N, D_i) on its leading principal axes, fitted on the training rows: (N, k_i) float32, what `MaxvarGCCA` takes.
-
-    train: (N,) mask or integers. k_i is n_components, or what D_i and half of the training rows allow (UNE Figure 6 does not say
-    how many; the axes beyond are lost to the shared space). Views are done one after the other, so memory is that of `fit_pca`
-    for the widest one and 4 N sum(k_i) bytes.
+    """Every view by `reduce_view`: what `MaxvarGCCA` takes (UNE Figure 6 does not say how many axes it keeps; those beyond are
+    lost to the shared space). Views are done one after the other, so memory is that of `fit_pca` for the widest one and 4 N
+    sum(k_i) bytes.
     """
-    reduced = []
-    for X in views:
-        rows = X[train]
-        pca = fit_pca(rows, min(n_components, X.shape[1], len(rows) // 2))
-        reduced.append(transform(pca, X))
-    return reduced
+    return [reduce_view(X, train, n_components) for X in views]
+
+
+def in_memory(X: np.ndarray | StoredRows, train: np.ndarray, n_components: int = 500) -> np.ndarray:
+    """An array as it is; of `StoredRows` the leading components by `reduce_view`, which hold what a probe of UNE's sees of noise."""
+    return reduce_view(X, train, n_components) if isinstance(X, StoredRows) else X

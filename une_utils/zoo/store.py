@@ -36,7 +36,7 @@ from une_utils.zoo.released import check_attributes, open_released, released_fil
 FORMAT = 1
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "zarr")
 KINDS = ("noise", "untrained", "vae", "encoder", "pixels")
-IN_MEMORY = 2**30  # bytes as float32 up to which the latents of a released file are loaded
+LOADED_GIB = 1.0  # as float32: larger latents of a released file are read in blocks, where the profile says nothing else
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,16 @@ class Zoo:
 
     def latents(self, name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray | StoredRows:
         """Latents (n, D) float32 of a complete view; rows of a file, to be read in blocks, where they are released and take
-        more than 1 GiB (`StoredRows`).
+        more than the profile's ``zoo.loaded_gib`` (`StoredRows`).
 
         Args:
             rows: (N,) mask, integers or a slice.
         """
-        places = np.arange(len(self))[rows]
-        if self.profile.zoo.is_released and 4 * len(places) * math.prod(self._complete(name)["shape"]) > IN_MEMORY:
-            return StoredRows(self._released(name), self._file_rows[places])
+        places, limit = np.arange(len(self))[rows], self.profile.zoo.loaded_gib
+        limit = LOADED_GIB if limit is None else limit
+        if self.profile.zoo.is_released and 4 * len(places) * math.prod(self._complete(name)["shape"]) > limit * 2**30:
+            whole = len(places) == len(self) and (places == np.arange(len(self))).all()
+            return StoredRows(self._released(name), self._file_rows[places], self.path / name if whole else None)
         return self.read(name, places)
 
     def read(self, name: str, rows: np.ndarray) -> np.ndarray:
