@@ -464,10 +464,14 @@ def test_steps_out_of_range(steps):
         make_schedule(scheduler(), steps)
 
 
+def test_all_timesteps_whatever_the_offset():
+    """1,000 leading steps with offset 1 would end at timestep 1,000 of 0..999, as Stable Diffusion's do in diffusers."""
+    assert make_schedule(scheduler(steps_offset=1), 1000).timesteps == tuple(range(1000))
+
+
 def test_timestep_beyond_the_last():
-    """1,000 leading steps with offset 1 would end at timestep 1,000 of 0..999."""
     with pytest.raises(ValueError, match="distinct timesteps in 0..999"):
-        make_schedule(scheduler(steps_offset=1), 1000)
+        make_schedule(scheduler(steps_offset=2), 999)
 
 
 def test_unknown_prediction_type():

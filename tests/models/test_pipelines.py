@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from une_utils.models import tiny
 from une_utils.models.ddim import sample
 from une_utils.models.generators import Generator, draw_noise
+from une_utils.models.hspace import Bottleneck
 from une_utils.models.pipelines import PipelineGenerator
 from une_utils.settings import load_profile
 from une_utils.zoo.build import build
@@ -273,6 +274,30 @@ def test_untrained_seed_draws_the_network_only(hub_model, generator):
     x = draw_noise((4, 8, 8), 3, range(1))
     assert torch.equal(first(x, 500), again(x, 500)) and not torch.allclose(first(x, 500), stored(x, 500))
     assert torch.equal(first.encode(pictures(1)), stored.encode(pictures(1)))
+
+
+def test_a_fine_tuned_network_takes_the_pipelines_place(hub_model, generator):
+    """What DiffusionCLIP leaves is a U-Net; text encoder, VAE and schedule stay the pipeline's."""
+    own = hub_model("tiny/sd15") / "unet"
+    stored, same, other = (Generator.load(hub_model("tiny/sd15"), unet=u) for u in ("unet", own, hub_model("tiny/sd15-clip-smiling") / "unet"))
+    x = draw_noise((4, 8, 8), 3, range(1))
+    assert torch.equal(stored(x, 500), same(x, 500)) and not torch.allclose(stored(x, 500), other(x, 500))
+    assert torch.equal(stored.encode(pictures(1)), other.encode(pictures(1)))
+
+
+def test_gradients_reach_states_and_a_shift_of_the_bottleneck(hub_model, generator):
+    """As the training of f_t and classifier guidance need them; without a request no graph is kept."""
+    found = generator("tiny/sd15")
+    x = draw_noise((4, 8, 8), 3, range(1))
+    assert not found(x, 500).requires_grad and not found.decode(x).requires_grad
+    asked = x.clone().requires_grad_()
+    found.decode(found(asked, 500)).sum().backward()
+    assert asked.grad.abs().sum() > 0
+    shift = torch.zeros(Bottleneck(found).read(x, 500).shape, requires_grad=True)
+    plain, shifted = Bottleneck(found).predict(x, 500, lambda h, t: shift)
+    assert torch.equal(plain, shifted.detach())
+    shifted.sum().backward()
+    assert shift.grad.abs().sum() > 0
 
 
 def test_the_safety_checker_of_the_index_is_not_needed(hub_model, tmp_path):

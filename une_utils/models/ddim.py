@@ -69,7 +69,7 @@ def make_schedule(scheduler, steps: int, spacing: str | None = None) -> Schedule
 
     Args:
         scheduler: a diffusers scheduler or its config; betas, prediction type, offset and final level come from it.
-        steps: number of network calls S.
+        steps: number of network calls S. All that the model was trained with leave no room for an offset.
         spacing: "leading", "trailing" or "linspace"; the config's own when missing.
     """
     config = getattr(scheduler, "config", scheduler)
@@ -79,7 +79,7 @@ def make_schedule(scheduler, steps: int, spacing: str | None = None) -> Schedule
     if not 1 <= steps <= limit:
         raise ValueError(f"{steps} DDIM steps asked for, expected 1 to {limit} (the steps the model was trained with)")
     ddim.set_timesteps(steps)
-    timesteps = sorted(int(t) for t in ddim.timesteps)
+    timesteps = list(range(limit)) if steps == limit else sorted(int(t) for t in ddim.timesteps)
     if len(set(timesteps)) != steps or timesteps[0] < 0 or timesteps[-1] >= limit:
         name, ends = ddim.config.timestep_spacing, f"{timesteps[0]} ... {timesteps[-1]}"
         raise ValueError(f"spacing '{name}' does not give {steps} distinct timesteps in 0..{limit - 1}: {ends}")

@@ -49,7 +49,7 @@ class Generator:
         if (path / "model_index.json").is_file():
             from une_utils.models.pipelines import PipelineGenerator  # it is a subclass of this class
 
-            return PipelineGenerator.load(path, precise, untrained_seed)
+            return PipelineGenerator.load(path, precise, untrained_seed, unet)
         vae = None
         if (path / "vae").is_dir():
             vae = AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, local_files_only=True)

@@ -62,7 +62,7 @@ class PipelineGenerator(Generator):
 
     @classmethod
     def load(
-        cls, path: Path, precise: bool = False, untrained_seed: int | None = None, *,
+        cls, path: Path, precise: bool = False, untrained_seed: int | None = None, unet: str | Path = "unet", *,
         dtype: torch.dtype | None = None, device: torch.device | str | None = None, compiled: bool = False,
     ) -> PipelineGenerator:  # fmt: skip
         """Read a pipeline's folder; only safetensors, no code.
@@ -70,6 +70,7 @@ class PipelineGenerator(Generator):
         Args:
             precise: float32 wherever it runs.
             untrained_seed: draw the network's weights anew: the control that has learned nothing.
+            unet: folder of a U-Net that was fine-tuned from the pipeline's, in its place.
             dtype: of the network; when missing, float16 on CUDA and float32 elsewhere.
             device: where it runs; the first CUDA device, or the CPU, when missing.
             compiled: ``torch.compile`` the network: minutes at the first step, and again for another batch size.
@@ -86,6 +87,8 @@ class PipelineGenerator(Generator):
         pipe = getattr(diffusers, kind).from_pretrained(
             path, local_files_only=True, use_safetensors=True, dtype={"unet": dtype, "transformer": dtype, "default": torch.float32}, **unchecked
         )
+        if Path(unet) != Path("unet"):
+            pipe.unet = type(pipe.unet).from_pretrained(path / unet, local_files_only=True, use_safetensors=True, torch_dtype=dtype)
         if untrained_seed is not None:
             name = "transformer" if hasattr(pipe, "transformer") else "unet"
             with torch.random.fork_rng():
@@ -148,9 +151,9 @@ class PipelineGenerator(Generator):
         """Side of the model's pictures."""
         return self.shape[1] * (2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae else 1)
 
-    @torch.no_grad()
     def __call__(self, x: torch.Tensor, t: int) -> torch.Tensor:
-        """Network output (N, C, H, W) float32 for states ``x`` at timestep ``t``, on the device of ``x``; guided if conditioned so."""
+        """Network output (N, C, H, W) float32 for states ``x`` at timestep ``t``, on the device of ``x``; guided if conditioned so.
+        A graph is kept only where a gradient is asked for, as in ``Generator``."""
         return self._network(x, t).to(x.device)
 
     def _predict(self, x: torch.Tensor, t: int) -> torch.Tensor:
@@ -191,7 +194,6 @@ class PipelineGenerator(Generator):
         """Pictures (N, 3, H, H), about [-1, 1] and not clipped, of x0."""
         return x0.cpu() if self.vae is None else self._decoded(x0)
 
-    @torch.no_grad()
     def _decode(self, x0: torch.Tensor) -> torch.Tensor:
         latents = (x0.to(self.device) * self._std + self._mean).to(self.vae.dtype)
         return self.vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample.float().contiguous().cpu()
