@@ -17,6 +17,7 @@ def test_a_seed_gives_the_same_weights(tmp_path):
 def test_the_profile_names_every_tiny_model():
     profile = load_profile("paper-tiny")
     assert {m.path for m in profile.generators} == set(tiny.GENERATORS) and {m.path for m in profile.encoders} == set(tiny.ENCODERS)
+    assert {m.path for m in (*profile.shifts, *profile.rivals)} == set(tiny.EDITORS)
 
 
 def test_training_writes_them_into_the_cache(monkeypatch, tmp_path):

@@ -93,6 +93,14 @@ def test_interval_dots_are_sorted_by_the_first_method():
     check_figure(fig)
 
 
+def test_interval_dots_without_rows():
+    frame = pd.DataFrame({"m": ["a"], "k": ["p"], "v": [0.5], "lo": [0.4], "hi": [0.6]})
+    some = plots.interval_dots(frame, "v", "lo", "hi", "m", "k", {"p": "noise", "q": "encoder"}, "Title", "value")
+    assert [line.get_label() for line in some.axes[0].get_lines()] == ["p", "q"] and len(some.axes[0].get_lines()[1].get_xdata()) == 0
+    none = plots.interval_dots(frame[:0], "v", "lo", "hi", "m", "k", {"p": "noise", "q": "encoder"}, "Title", "value")
+    assert [text.get_text() for text in none.axes[0].texts] == ["no values"]
+
+
 def test_heatmap_shows_the_matrix():
     matrix = np.array([[1.0, -0.5, 0.0], [0.2, 0.3, 0.4]])
     fig = plots.heatmap(matrix, ["a", "b"], "t", value_label="r", axis_labels=("x", "y"), column_names=["u", "v", "w"])

@@ -10,8 +10,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from diffusers import (
     AutoencoderKL, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTPipeline, DiTTransformer2DModel, EulerDiscreteScheduler,
     LatentConsistencyModelPipeline, LCMScheduler, LDMPipeline, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline,
@@ -25,6 +27,10 @@ from transformers import (
 )  # fmt: skip
 
 from une_utils.files import write_json
+from une_utils.images.rendered import ATTRIBUTES
+from une_utils.models.autoencoder import SemanticEncoder
+from une_utils.models.guidance import NoisyClassifier
+from une_utils.models.hspace import ImplicitShift
 
 TEXT = 16  # width of a text encoder's states
 SD_LEVELS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000)
@@ -50,10 +56,12 @@ def _text_config(**changes) -> CLIPTextConfig:
 
 
 def _vae(**changes) -> AutoencoderKL:
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         block_out_channels=[8, 8, 8, 8], latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=64,
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, mid_block_add_attention=False, **changes,
     )  # fmt: skip
+    vae.decoder.conv_out.weight.data *= 0.07  # pictures with plain areas and others, which notebook 09 tells apart
+    return vae
 
 
 def _calm(network):
@@ -178,6 +186,40 @@ def _swin(folder: Path) -> None:
     _encoder(folder, model, "ViTImageProcessor", size=dict(height=32, width=32), resample=3, **IMAGENET_NORM)
 
 
+def _recorded(folder: Path, recipe: dict[str, Any] | None = None) -> None:
+    """What a training leaves beside the weights: its log, and the recipe."""
+    (folder / "training.csv").write_text("step,seconds\n1,0.1\n")
+    if recipe:
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def _shift(folder: Path) -> None:
+    """f_t of Asyrp for the bottleneck of tiny/sd15."""
+    training = dict(t_edit=400, groups=4, batch=2, steps=1, learning_rate=1e-3, clip_weight=0.8, l1_weight=3.0, smallest_crop=0.8)
+    ImplicitShift(16, 5, groups=4, t_edit=400, source=["a face"], target=["a smiling face"]).save_pretrained(folder)
+    _recorded(folder, {"shift": training})
+
+
+def _classifier(folder: Path) -> None:
+    NoisyClassifier((4, 8, 8), list(ATTRIBUTES), widths=(8, 16), groups=4).save_pretrained(folder)
+    _recorded(folder)
+
+
+def _autoencoder(folder: Path) -> None:
+    """A diffusion autoencoder on the latents of tiny/sd15."""
+    unet = _pixel_unet(sample_size=8, in_channels=4, out_channels=4, class_embed_type="identity", resnet_time_scale_shift="scale_shift")
+    unet.save_pretrained(folder / "unet")
+    SemanticEncoder("sd15", in_channels=4, size=8, channels=[8, 8], dimension=8, embedding=64, groups=4).save_pretrained(folder / "encoder")
+    DDIMScheduler(**SD_LEVELS, clip_sample=False, prediction_type="v_prediction").save_pretrained(folder / "scheduler")
+    _recorded(folder)
+
+
+def _fine_tuned(folder: Path) -> None:
+    """DiffusionCLIP: the U-Net of tiny/sd15 in another state."""
+    _unet().save_pretrained(folder / "unet")
+    _recorded(folder)
+
+
 GENERATORS: dict[str, Callable[[Path], None]] = {
     "tiny/sd15": _sd15, "tiny/sd21v": _sd21v, "tiny/lcm": _lcm, "tiny/sdxl": _sdxl, "tiny/ddpm": _ddpm, "tiny/ldm": _ldm, "tiny/dit": _dit,
 }  # fmt: skip
@@ -185,7 +227,10 @@ ENCODERS: dict[str, Callable[[Path], None]] = {
     "tiny/clip": _clip, "tiny/dinov2": _dinov2, "tiny/dinov3": _dinov3, "tiny/dinov3-convnext": _dinov3_convnext, "tiny/mae": _mae,
     "tiny/convnext": _convnext, "tiny/swin": _swin,
 }  # fmt: skip
-MODELS = GENERATORS | ENCODERS  # the name of each is its path in a profile
+EDITORS: dict[str, Callable[[Path], None]] = {
+    "tiny/sd15-smiling": _shift, "tiny/sd15-classifier": _classifier, "tiny/sd15-autoencoder": _autoencoder, "tiny/sd15-clip-smiling": _fine_tuned,
+}  # fmt: skip
+MODELS = GENERATORS | ENCODERS | EDITORS  # the name of each is its path in a profile
 
 
 def write(name: str, root: Path, seed: int = 0) -> Path:

@@ -126,7 +126,9 @@ def radar(frame: pd.DataFrame, roles: Mapping[str, str], title: str, value_label
     ax.set_ylim(lowest, 1.0)
     ax.set_xticks(angles, [str(name).replace("_", " ") for name in frame.index])
     if round_plot:
-        ax.tick_params(axis="x", labelsize=8 if len(frame) > 20 else 10, pad=8)
+        ax.tick_params(axis="x", labelsize=8 if len(frame) > 20 else 10, pad=8 if len(frame) <= 20 else 2)
+        for label, angle in zip(ax.get_xticklabels(), angles, strict=True):  # side by side they would overlap at the top and the bottom
+            label.set_horizontalalignment("center" if abs(np.cos(angle)) < 1e-9 else "left" if np.cos(angle) > 0 else "right")
         ax.set_rlabel_position(180 / len(frame))
     else:
         ax.margins(x=0.3)
@@ -161,11 +163,13 @@ def interval_dots(
         frame: long form, one row per dot; ``x``, ``low``, ``high``, ``y`` and ``hue`` name its columns. A row whose interval
             is missing (NaN) is a dot without bar.
         roles: value of ``hue`` -> role. The first one decides the order of the lines, largest on top. Where ``hue`` is ``y``
-            itself, every line has one dot, the lines are sorted by it, and there is no legend.
+            itself, every line has one dot, the lines are sorted by it, and there is no legend. A role may have no row (nothing was
+            measured for it); a frame without any row gives empty axes that say so.
         x_label: quantity and unit.
         reference: a vertical line, for example at chance level.
     """
-    _check_roles(frame[hue].unique(), roles)
+    if len(frame):
+        _check_roles(frame[hue].unique(), {name: role for name, role in roles.items() if name in set(frame[hue])})
     one_each = hue == y
     first = (frame if one_each else frame[frame[hue] == next(iter(roles))]).set_index(y)[x].sort_values()
     names = [*(n for n in frame[y].unique() if n not in first.index), *first.index]
@@ -180,8 +184,10 @@ def interval_dots(
     if reference is not None:
         ax.axvline(reference, color="#444444", lw=1, ls=":")
     ax.set_yticks(range(len(names)), [str(n).replace("_", " ") for n in names])
-    ax.set_ylim(-0.6, len(names) - 0.4)
+    ax.set_ylim(-0.6, max(len(names) - 0.4, 0.6))
     ax.set(title=title, xlabel=x_label, ylabel=y.replace("_", " "))
+    if not len(frame):
+        ax.text(0.5, 0.5, "no values", transform=ax.transAxes, ha="center", va="center")
     if not one_each:
         ax.legend(**LEGEND)
     return fig
