@@ -70,7 +70,7 @@ def test_what_is_not_measured_is_called_so(hub_profile, monkeypatch):
     monkeypatch.setattr(plan, "device_name", lambda: "a GPU that nobody has seen")
     report, complete = plan.plan(hub_profile)
     assert not complete  # no GPU
-    assert "not measured for a GPU that nobody has seen" in report and "time of the inversions: not measured; give --calls-per-second" in report
+    assert "a network of SD 1.5's size is not measured for a GPU that nobody has seen" in report and "time of the inversions: not measured; give --calls-per-second" in report
     assert "GPU memory: not measured" in report and "assumed, until the models are at hand: far, far-untrained, far-vae" in report
     assert "time of the inversions: 1 minutes" in plan.plan(hub_profile, calls_per_second=1e6)[0]
 
@@ -106,6 +106,25 @@ def test_what_the_hub_says(hub_profile, monkeypatch, result, status, detail):
     answers(monkeypatch, result)
     check = plan.check_model(hub_profile.generators[0])
     assert check.status == status and detail in check.detail and check.what == "far, owner/model at 0123456"
+
+
+def test_a_silent_hub_is_asked_once(hub_profile, monkeypatch):
+    asked = []
+
+    def silent(*arguments):
+        asked.append(arguments)
+        raise HubUnreachableError("no network")
+
+    monkeypatch.setattr(plan, "remaining_bytes", silent)
+    far = hub_profile.generators[0]
+    models = [far, far.model_copy(update={"name": "farther", "hub": "owner/other"})]
+    checks = plan.check_inputs(hub_profile.model_copy(update={"generators": models}))
+    assert len(asked) == 1 and [c.status for c in checks[1:3]] == ["not checked"] * 2
+
+
+def test_another_size_is_not_taken_for_sd15(monkeypatch):
+    sdxl = next(m for m in load_profile("paper").generators if m.name == "sdxl")
+    assert plan.speed(load_profile("paper"), sdxl).source.startswith("a network of SDXL's size is not measured")
 
 
 def test_a_full_disk(tiny_profile, hub_profile, monkeypatch):

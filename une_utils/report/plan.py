@@ -37,7 +37,7 @@ from une_utils.zoo.store import views
 ASSUMED = {"encoder": 1024}  # D of a view whose model is not at hand; of all others STATE
 STATE = 4 * 64 * 64  # a state of Stable Diffusion at 512 pixels
 BYTES = 2  # of a value: float16
-SIZE = "SD 1.5"  # in throughput.csv, the size of network that is assumed for a model that is not at hand
+SIZES = {"stable-diffusion-xl": "SDXL", "": "SD 1.5"}  # part of a repository's name -> size, in throughput.csv, that is assumed until it is at hand
 NEWLINE = "\n"
 LONG_ENOUGH = 0.3  # seconds of one call that is timed
 
@@ -78,13 +78,17 @@ def check_pictures(profile: Profile) -> Check:
     return Check(what, "ok", str(place))
 
 
-def check_model(model: Model) -> Check:
-    """Whether the weights of a model are there, or how much the hub will send."""
+def check_model(model: Model, reachable: bool = True) -> Check:
+    """Whether the weights of a model are there, or how much the hub will send.
+
+    Args:
+        reachable: whether the hub may answer; it is asked for every repository, and a silent one costs half a minute each time.
+    """
     if model.hub:
         what = f"{model.title}, {model.hub} at {model.revision:.7}"
         if folder := cached(model.hub, model.revision):
             return Check(what, "ok", f"in the cache, {_gigabytes(_size(folder))}")
-        return _on_the_hub(what, model.hub, model.revision)
+        return _on_the_hub(what, model.hub, model.revision, reachable=reachable)
     what = f"{model.title}, {model.path}"
     if model.path in tiny.MODELS:
         return Check(what, "ok", "random weights, written in seconds")
@@ -106,12 +110,15 @@ def check_released(profile: Profile, model: Model, rows: int | None) -> Check:
     return Check(what, "ok", f"{latents.shape[0]:,} x {latents.shape[1]:,} {latents.dtype}, {_gigabytes(latents.nbytes)}")
 
 
-def _on_the_hub(what: str, repository: str, revision: str, repo_type: str = "model") -> Check:
+def _on_the_hub(what: str, repository: str, revision: str, repo_type: str = "model", reachable: bool = True) -> Check:
+    reason = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else "the hub does not answer"
+    silent = Check(what, "not checked", f"not in the cache, and {reason}")
+    if not reachable:
+        return silent
     try:
         size = remaining_bytes(repository, revision, repo_type)
     except HubUnreachableError:
-        reason = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else "the hub does not answer"
-        return Check(what, "not checked", f"not in the cache, and {reason}")
+        return silent
     except HubError as error:
         return Check(what, "missing", str(error))
     return Check(what, "ok", f"{_gigabytes(size)} to download", size)
@@ -159,9 +166,10 @@ def speed(profile: Profile, model: Model) -> Speed:
     if folder := at_hand(model):
         return timed(folder, profile.zoo.batch)
     table = pd.read_csv(settings.ROOT / "benchmarks" / "throughput.csv")
-    rows = table[(table["device"] == device_name()) & (table["network"] == SIZE)]
+    size = next(size for part, size in SIZES.items() if part in (model.hub or ""))
+    rows = table[(table["device"] == device_name()) & (table["network"] == size)]
     if rows.empty:
-        return Speed(None, None, f"not measured for {device_name()}")
+        return Speed(None, None, f"a network of {size}'s size is not measured for {device_name()}")
     best = rows.loc[rows["calls_per_second"].idxmax()]
     memory = None if math.isnan(best["gpu_gib"]) else float(best["gpu_gib"])
     return Speed(float(best["calls_per_second"]), memory, f"benchmarks/throughput.csv: {best['device']}, {best['dtype']}, batch {best['batch']}")
@@ -244,14 +252,16 @@ def _duration(seconds: float) -> str:
 
 def check_inputs(profile: Profile) -> list[Check]:
     """Pictures, models or released latents, and the device."""
+    checks = [check_pictures(profile)]
     if profile.zoo.is_released:
         rows = expected_count(profile.images.model_copy(update={"count": None}))
-        models = [check_released(profile, m, rows) for m in (*profile.generators, *profile.encoders)]
+        checks += [check_released(profile, m, rows) for m in (*profile.generators, *profile.encoders)]
     else:
-        models = [check_model(m) for m in profile.models]
+        for model in profile.models:
+            checks.append(check_model(model, reachable=all(check.status != "not checked" for check in checks)))
     if profile.oracle:
-        models.append(check_model(Model(name="oracle", path=profile.oracle)))
-    return [check_pictures(profile), *models, check_device(profile)]
+        checks.append(check_model(Model(name="oracle", path=profile.oracle)))
+    return [*checks, check_device(profile)]
 
 
 def describe_work(profile: Profile, calls_per_second: float | None = None) -> list[str]:
