@@ -816,3 +816,59 @@ def test_orthogonalising_removes_an_engineered_confounder():
         clean = e.orthogonalise(found["target"].w, free)
         assert abs(clean.w[1] / clean.w[0]) < 0.03
         assert clean.share_left == pytest.approx(1 / np.sqrt(1 + rho**2), abs=0.03)
+
+
+# --- the edits of Figure 5 -------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_those_of_figure_5_as_far_as_the_data_have_them():
+    assert e.kept_apart(["Male", "Smiling", "No_Beard", "Bald"]) == {"Smiling": ["Male"], "Male": ["No_Beard"]}
+    assert e.kept_apart(["Male", "Smiling"]) == {"Smiling": ["Male"]}
+    assert e.kept_apart(["cat", "dog", "hen"]) == {"cat": ["dog"], "dog": ["cat"]}
+
+
+def test_removals_are_orthogonal_to_what_they_remove():
+    X, Y, *_ = world()
+    found, S = e.directions(X, Y, "mean difference", NAMES), e.covariance(X)
+    removed = {"first": ["second"], "third": ["first", "second"]}
+    result, left = e.removals(found, removed, S)
+    settings = ["plain", "pair removed", "pair removed, covariance"]
+    both = ["all removed", "all removed, covariance"]  # of the third, all others are the pair
+    assert list(result) == [(s, "first") for s in settings + both] + [(s, "third") for s in settings]
+    np.testing.assert_array_equal(result["plain", "first"], found["first"].w)
+    for s in settings[1:]:
+        assert abs(result[s, "first"] @ found["second"].w) < 1e-12 and abs(result[s, "first"] @ found["third"].w) > 1e-3
+    for s in both:
+        np.testing.assert_allclose(result[s, "first"] @ found.w[1:].T, 0, atol=1e-12)
+    assert left["removed"].tolist() == ["second", "all 2 others", "first, second"]
+    assert left["Euclidean"][1] < left["Euclidean"][0] < 1
+
+
+def test_biased_rows_turn_a_direction_towards_the_other_attribute():
+    """Target and confounder are coordinates 0 and 1 of white latents."""
+    X = np.random.default_rng(30).standard_normal((20000, 8))
+    found, size = e.biased_directions(X, X[:, :2] > [0.0, 0.3], ("target", "confounder"), (0.0, 0.9), C=1e-3)
+    assert len(found) == 6 and size % 2 == 0 and size == min(e.largest_resample(*(X[:, :2] > [0.0, 0.3]).T, rho) for rho in (0.0, 0.9))
+    leak = {key: w[1] / w[0] for key, w in found.items()}
+    assert abs(leak["probe", 0.0]) < 0.05 and abs(leak["mean difference", 0.0]) < 0.05
+    assert leak["mean difference", 0.9] > 0.8 and leak["mean difference", 0.9] > leak["probe", 0.9] > leak["probe, other removed", 0.9]
+
+
+def test_other_probes_read_what_an_edit_does():
+    """White latents: a step of 1 along coordinate 0 moves the first score by one standard deviation and no other."""
+    X = np.random.default_rng(31).standard_normal((4000, 6))
+    steps = np.array([np.eye(6)[0], 2 * np.eye(6)[1]])
+    read = e.read_by_others(X, X[:, :3] > 0, NAMES, steps, C=1e-2, resamples=30)
+    assert read.shape == (31, 2, 3)
+    np.testing.assert_allclose(read[0], [[1, 0, 0], [0, 2, 0]], atol=0.1)
+    np.testing.assert_allclose(read[1:].mean(axis=0), read[0], atol=1e-12)  # centred on the probes of all rows
+    assert (read[1:].std(axis=0) > 0).all()
+    np.testing.assert_array_equal(read, e.read_by_others(X, X[:, :3] > 0, NAMES, steps, C=1e-2, resamples=30))
+
+
+def test_a_resample_keeps_both_classes():
+    X = np.random.default_rng(32).standard_normal((40, 3))
+    rare = np.arange(40)[:, None] < [1, 39]
+    assert e.read_by_others(X, rare, ["rare", "common"], X[:2], C=1.0, resamples=20).shape == (21, 2, 2)
+    with pytest.raises(ValueError, match="single class"):
+        e.read_by_others(X, np.ones((40, 1)), ["always"], X[:2], C=1.0)

@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 from scipy import linalg, special, stats
 
-from une_utils.analysis.probes import NearestMean, Probe
+from une_utils.analysis.probes import NearestMean, Probe, make_probe
 from une_utils.analysis.stats import LEVEL, Estimate, bootstrap_weights, percentile_interval, proportion
 
 METHODS = ("logistic", "mean difference", "whitened", "random")
+# Edits of UNE's Figure 5 (smile, age, gender) and a fourth one, each with what is to be removed from it.
+FIGURE_5 = {"Smiling": ("Male", "Mouth_Slightly_Open"), "Young": ("Gray_Hair", "Eyeglasses"), "Male": ("No_Beard",), "Eyeglasses": ("Young",)}
 _RANK = 1e-10  # a part of a unit vector below this is rounding, not a direction of its own
 _NOTHING_LEFT = 1e-6  # share of a direction that cannot be told from the rounding of float32 weights
 
@@ -379,6 +381,36 @@ def orthogonalise(w: np.ndarray, others: np.ndarray, metric: np.ndarray | None =
     if min(after / before, outside) < _NOTHING_LEFT:
         raise ValueError(f"nothing is left of w: it lies in the span of the {len(others)} other directions; remove fewer of them")
     return Orthogonalised(left / np.linalg.norm(left), float(after / before))
+
+
+def kept_apart(names: Sequence[str]) -> dict[str, list[str]]:
+    """Attribute to edit -> attributes to remove from the edit: `FIGURE_5` as far as the data have it, else the first two names,
+    each removed from the other."""
+    found = {name: [o for o in others if o in names] for name, others in FIGURE_5.items() if name in names}
+    return {name: others for name, others in found.items() if others} or {names[0]: [names[1]], names[1]: [names[0]]}
+
+
+def removals(found: Directions, removed: Mapping[str, Sequence[str]], metric: np.ndarray) -> tuple[dict[tuple[str, str], np.ndarray], pd.DataFrame]:
+    """Directions of Figure 5's edits before and after removal, by (setting, edited attribute), and what is left of each.
+
+    Settings: "plain"; "pair removed", what `removed` names; "all removed", every other attribute, left out where that is the pair;
+    the last two also with ", covariance", in that metric (D, D) and from the direction seen in the data, metric @ w. The table has a
+    row per removal: edit, removed, share_left in either metric, and the cosine of the two directions.
+    """
+    result, rows = {}, []
+    for name, pair in removed.items():
+        w = found[name].w
+        result["plain", name] = w
+        every = [o for o in found.names if o != name]
+        for which, others in {"pair": pair, "all": every}.items():
+            if which == "all" and set(every) == set(pair):
+                continue
+            readers = np.stack([found[o].w for o in others])
+            euclidean, covariant = orthogonalise(w, readers), orthogonalise(metric @ w, readers, metric)
+            result[f"{which} removed", name], result[f"{which} removed, covariance", name] = euclidean.w, covariant.w
+            shares = {"Euclidean": euclidean.share_left, "covariance": covariant.share_left, "cosine of the two": euclidean.w @ covariant.w}
+            rows.append({"edit": name, "removed": ", ".join(pair) if which == "pair" else f"all {len(every)} others"} | shares)
+    return result, pd.DataFrame(rows)
 
 
 def _lift(metric: np.ndarray, basis: np.ndarray) -> np.ndarray:
@@ -843,3 +875,55 @@ def _check_pair(y_target: np.ndarray, y_confounder: np.ndarray, rho: float) -> t
     if not -1 <= rho <= 1:
         raise ValueError(f"rho is a correlation from -1 to 1, got {rho}")
     return y_target.astype(bool), y_confounder.astype(bool)
+
+
+def biased_directions(
+    X: np.ndarray, Y: np.ndarray, pair: Sequence[str], rhos: Sequence[float], C: float, seed: int = 42
+) -> tuple[dict[tuple[str, float], np.ndarray], int]:
+    """Directions of an attribute learned from rows in which a second one is correlated with it on purpose, and the rows of each.
+
+    X (N, D) training latents, Y (N, 2) labels of the `pair`. Every rho gets as many rows (`resample_with_correlation`), half of which
+    have each attribute. Keys are (kind, rho): "probe", logistic with that C; "probe, other removed", orthogonalised with what the
+    same rows say of the second attribute, as someone would who does not know of the bias; "mean difference".
+    """
+    size = min(largest_resample(*Y.T, rho) for rho in rhos)
+    result = {}
+    for rho in rhos:
+        rows = resample_with_correlation(*Y.T, rho, size, seed)
+        probe = make_probe(None, C, seed=seed).fit(X[rows], Y[rows])
+        first, second = directions(X[rows], Y[rows], "logistic", pair, probe=probe).w
+        result["probe", rho], result["probe, other removed", rho] = first, orthogonalise(first, second).w
+        result["mean difference", rho] = directions(X[rows], Y[rows], "mean difference", pair).w[0]
+    return result, size
+
+
+def read_by_others(
+    X: np.ndarray, Y: np.ndarray, names: Sequence[str], steps: np.ndarray, C: float, resamples: int = 100, seed: int = 42
+) -> np.ndarray:
+    """What probes of other images read from edits: change of every attribute's score, (1 + resamples, S, A), in standard deviations.
+
+    In the scores that it was made with, an orthogonalised edit leaks nothing, by construction. X (N, D), Y (N, A): images that the
+    edits' directions have not seen; steps (S, D): the edits, as changes of a latent. First come the probes of all rows, then those
+    of bootstrap resamples; a resample in which an attribute has one class is drawn again. A resample holds two thirds of the
+    images, so its probes are worse and read less of everything: the resamples' mean is moved to what the probes of all rows read, and
+    only their spread counts. Raises ValueError for an attribute with one class.
+    """
+    X, Y = _check_training(X, Y, names)
+    rng, read = np.random.default_rng((seed, len(X))), []
+    for r in range(1 + resamples):
+        rows = _resample(Y, rng) if r else np.arange(len(X))
+        probe = make_probe(None, C, seed=seed).fit(X[rows], Y[rows])
+        found = directions(X[rows], Y[rows], "logistic", names, probe=probe)
+        read.append(steps @ (found.w / found.sigma[:, None]).T)
+    changes = np.stack(read)
+    if resamples:
+        changes[1:] += changes[0] - changes[1:].mean(axis=0)
+    return changes
+
+
+def _resample(Y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Bootstrap rows (N,) in which every attribute has both classes."""
+    while True:
+        rows = rng.integers(len(Y), size=len(Y))
+        if (Y[rows].any(axis=0) & ~Y[rows].all(axis=0)).all():
+            return rows
