@@ -198,9 +198,23 @@ def test_what_is_wrong_with_a_shift_is_named(shift, message):
 def test_a_notebook_is_left_out_where_what_it_needs_is_not_there():
     without = load_profile("mini", {"shifts": [], "skip": {"05": "no edits"}})
     assert without.left_out == {"05": "no edits", "11": "no shift of h-space is trained for its generator"}
-    assert load_profile("mini", {"shifts": [], "skip": {"11": "another reason"}}).left_out == {"11": "another reason"}
+    assert load_profile("mini", {"shifts": [], "skip": {"11": "another reason"}}).left_out == {"11": "another reason", "11b": "another reason"}
     assert load_profile("mini", {"rivals": []}).left_out == {"11b": "no other editing method is trained for its generator"}
     assert load_profile("mini").left_out == load_profile("ci").left_out == {}
+
+
+def test_a_skipped_number_takes_its_parts_along():
+    assert load_profile("mini", {"skip": {"06": "no"}}).left_out == {"06": "no", "06b": "no"}
+    assert load_profile("mini", {"skip": {"06b": "no"}}).left_out == {"06b": "no"}
+    assert load_profile("mini", {"skip": {"08": "no", "08b": "neither"}}).left_out == {"08": "no", "08b": "neither"}
+
+
+def test_combinations_name_models():
+    kept = {"X1": ["LDM", "CLIP"]}
+    assert load_profile("mini", {"combinations": kept}).combinations == kept
+    for wrong in (["LDM"], ["LDM", "SD 1.5"]):
+        with pytest.raises(ProfileError, match="combination 'X1' needs two or more of LDM, LDM-v"):
+            load_profile("mini", {"combinations": {"X1": wrong}})
 
 
 def test_a_rival_names_a_known_method():

@@ -210,6 +210,7 @@ class Zoo(_Section):
     untrained_steps: int = Field(5, ge=2, description="DDIM steps of the control inverted through an untrained network")
     released: str | None = Field(None, description="folder of released latents, noises_<model>.npy, that are read instead of made")
     released_env: str | None = Field(None, description="environment variable that overrides ``released``")
+    loaded_gib: float | None = Field(None, ge=0, description="GiB as float32 up to which a released view is loaded as a whole; 1 when missing")
 
     @property
     def is_released(self) -> bool:
@@ -254,6 +255,7 @@ class Profile(_Section):
     perceptual: Literal["lpips"] | None = Field(None, description="distance of pictures in notebook 11; cosine in DINO's features when missing")
     oracle: str | None = Field(None, description="model below ``data/models`` that judges edits of rendered faces")
     classes: list[str] = Field([], description="attributes of which a picture has one; edits go from the first to the second (notebook 08b)")
+    combinations: dict[str, list[str]] = Field({}, description="shared spaces of notebook 07 -> titles of their models; those of mini when missing")
     skip: dict[str, str] = Field({}, description="number of a notebook that this profile does not run -> the reason; see ``left_out``")
     zoo: Zoo = Zoo()
     analysis: Analysis = Analysis()
@@ -266,6 +268,14 @@ class Profile(_Section):
             raise ValueError(f"model names must be unique, found twice: {', '.join(double)}")
         return self
 
+    @model_validator(mode="after")
+    def _combinations_are_of_models(self) -> Profile:
+        titles = [m.title for m in (*self.generators, *self.encoders)]
+        for name, wanted in self.combinations.items():
+            if len(wanted) < 2 or not set(wanted) <= set(titles):
+                raise ValueError(f"combination '{name}' needs two or more of {', '.join(titles)}, got {', '.join(wanted)}")
+        return self
+
     @property
     def models(self) -> list[Model]:
         """All generators, encoders, shifts and rivals, whatever their part."""
@@ -273,8 +283,11 @@ class Profile(_Section):
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Number of a notebook that this profile does not run -> the reason: ``skip``, and what needs a setting that is empty here."""
-        return {number: reason for number, (setting, reason) in NEEDS.items() if not getattr(self, setting)} | self.skip
+        """Number of a notebook that this profile does not run -> the reason: ``skip``, where "06" stands for "06b" as well, and
+        what needs a setting that is empty here."""
+        parts = {p.name.split("_")[0]: self.skip.get(p.name[:2]) for p in sorted(NOTEBOOKS.glob("[0-9][0-9][a-z]_*.ipynb"))}
+        empty = {number: reason for number, (setting, reason) in NEEDS.items() if not getattr(self, setting)}
+        return {number: reason for number, reason in parts.items() if reason} | empty | self.skip
 
     @property
     def zoo_path(self) -> Path:

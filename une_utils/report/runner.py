@@ -5,7 +5,7 @@
 
 Executed notebooks go to ``<cache>/runs/<profile>/``. A notebook whose inputs have not changed since its last complete run is
 skipped: beside each output lies a stamp with the hashes of everything that went in. So the same command resumes after a
-failure or Ctrl-C. Before the first notebook, models and pictures of the hub are downloaded. ``--in-place`` writes the outputs of
+failure or Ctrl-C. Before the first notebook, models and pictures of the hub are downloaded and released latents are checked. ``--in-place`` writes the outputs of
 the mini profile back into ``notebooks/``, as they are committed.
 """
 
@@ -34,6 +34,8 @@ from une_utils.models.fetch import fetch
 from une_utils.report.claims import ClaimsError, notebook_claims, recorded_claims
 from une_utils.report.figures import code_hash, forget_outdated, profile_hash, read_manifest, weights_hash
 from une_utils.settings import Profile, ProfileError
+from une_utils.zoo import ZooError
+from une_utils.zoo.build import build
 
 KERNEL = "python3"
 COMMITTED_PROFILE = "mini"  # its outputs are the ones that notebooks/ carries
@@ -356,8 +358,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{notebook.name}: {why_run(notebook, job, run_inputs(notebook, job)) or 'up to date'}")
             return 0
         fetch(job.profile)  # here and not in a kernel, which does not reach the hub
+        if job.profile.zoo.is_released:  # seconds: the latents stay where they are, and notebook 01, which makes other zoos, is left out
+            build(job.profile)
         results = run(notebooks, job)
-    except (RunnerError, ProfileError, ClaimsError, ImageSourceError) as error:
+    except (RunnerError, ProfileError, ClaimsError, ImageSourceError, ZooError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
