@@ -209,14 +209,6 @@ def test_a_skipped_number_takes_its_parts_along():
     assert load_profile("mini", {"skip": {"08": "no", "08b": "neither"}}).left_out == {"08": "no", "08b": "neither"}
 
 
-def test_combinations_name_models():
-    kept = {"X1": ["LDM", "CLIP"]}
-    assert load_profile("mini", {"combinations": kept}).combinations == kept
-    for wrong in (["LDM"], ["LDM", "SD 1.5"]):
-        with pytest.raises(ProfileError, match="combination 'X1' needs two or more of LDM, LDM-v"):
-            load_profile("mini", {"combinations": {"X1": wrong}})
-
-
 def test_a_rival_names_a_known_method():
     rival = {"name": "copy", "path": "copy", "method": "DiffusionCLIP", "attribute": "Male"}
     profile = load_profile("mini", {"rivals": [rival]})

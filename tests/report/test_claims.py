@@ -65,6 +65,15 @@ def test_bounds_of_a_profile_and_not_testable(mini, project):
     assert ledger(skipping, "02").verdict.item() == "not testable: nothing to test"
 
 
+def test_a_profile_of_ones_own_may_have_nothing_to_measure(mini):
+    """One that ships gives the reason in claims.yaml; for others a notebook must not end there."""
+    own = mini.model_copy(update={"name": "mine"})
+    record(own, "une.table1.noise_ad", math.nan, n=3)
+    assert ledger(own, "02")[["here", "verdict"]].iloc[0].tolist() == ["", "not testable: nothing could be measured in this profile"]
+    with pytest.raises(ValueError, match="high is nan"):  # half a number is an error everywhere
+        record(own, "une.table1.noise_ad", 95, 94, math.nan)
+
+
 def test_unknown_id_lists_near_matches(mini):
     with pytest.raises(KeyError, match="une.table1.noise_ad"):
         record(mini, "une.table1.noise", 95)

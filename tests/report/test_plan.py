@@ -123,8 +123,10 @@ def test_a_silent_hub_is_asked_once(hub_profile, monkeypatch):
 
 
 def test_another_size_is_not_taken_for_sd15(monkeypatch):
-    sdxl = next(m for m in load_profile("paper").generators if m.name == "sdxl")
-    assert plan.speed(load_profile("paper"), sdxl).source.startswith("a network of SDXL's size is not measured")
+    profile = load_profile("paper-sdxl")
+    sd15, sdxl = profile.generators
+    assert plan.assumed_size(sd15) == ("SD 1.5", 16384) and plan.assumed_size(sdxl) == ("SDXL", 65536)
+    assert plan.speed(profile, sdxl).source.startswith("a network of SDXL's size is not measured")
 
 
 def test_a_full_disk(tiny_profile, hub_profile, monkeypatch):
@@ -157,6 +159,6 @@ def test_command_line(tiny_profile, tmp_path, capsys):
     assert plan.main(["--profile", str(tmp_path / "tiny.yaml"), "--calls-per-second", "10"]) == 0
     assert "everything is there" in capsys.readouterr().out
     assert plan.main(["--profile", "paper", "--calls-per-second", "10"]) == 1
-    assert "missing: 2 of 12; not checked: 9 of 12" in capsys.readouterr().out
+    assert "missing: 2 of 11; not checked: 8 of 11" in capsys.readouterr().out
     assert plan.main(["--profile", "no-such-profile"]) == 1
     assert "unknown profile" in capsys.readouterr().err

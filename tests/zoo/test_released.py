@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 
 def profile(**overrides):
     one = {name: [load_profile("noisezoo").model_dump()[name][0]] for name in ("generators", "encoders")}
-    return load_profile("noisezoo", one | {"combinations": {}} | {k.replace("__", "."): v for k, v in overrides.items()})
+    return load_profile("noisezoo", one | {k.replace("__", "."): v for k, v in overrides.items()})
 
 
 # The zoo of a profile

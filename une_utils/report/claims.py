@@ -149,7 +149,8 @@ def record(
 
     Args:
         claim_id: an id of claims.yaml.
-        value: in the claim's unit; ignored where the claim is not testable in this profile.
+        value: in the claim's unit; ignored where the claim is not testable in this profile. In a profile of your own NaN says
+            that nothing could be measured (two attributes have no rank correlation); profiles that ship give the reason in claims.yaml.
         low, high: interval of the value, 95 % by convention; both or neither.
         n: sample size behind the value.
         note: one sentence on how it was measured, if that is not plain from the claim.
@@ -161,7 +162,8 @@ def record(
     claims = load_claims()
     claim = _find(claims, claim_id)
     row: dict[str, Any] = {"made_from": made_from(claim.notebook, profile), "n": None if n is None else int(n), "note": note}
-    if profile.name not in claim.not_testable:
+    unmeasured = math.isnan(value) and profile.name not in settings.profile_names()
+    if profile.name not in claim.not_testable and not unmeasured:
         row |= _checked(claim_id, value, low, high)
     recorded = {k: v for k, v in read_json(_claims_path(profile)).items() if k in claims}
     write_json(_claims_path(profile), recorded | {claim_id: row})
@@ -233,8 +235,10 @@ def _verdict(claim: Claim, profile: Profile, row: dict[str, Any] | None) -> str:
     reason = claim.not_testable.get(profile.name) or profile.left_out.get(claim.notebook)
     if reason:
         return f"not testable: {reason}"
-    if row is None or "value" not in row:
+    if row is None:
         return "not run"
+    if "value" not in row:
+        return "not testable: nothing could be measured in this profile"
     return claim.bounds(profile.name).verdict(row["low"], row["high"])
 
 

@@ -34,10 +34,10 @@ from une_utils.zoo.build import default_workers, shape
 from une_utils.zoo.released import open_released, released_file
 from une_utils.zoo.store import views
 
-ASSUMED = {"encoder": 1024}  # D of a view whose model is not at hand; of all others STATE
-STATE = 4 * 64 * 64  # a state of Stable Diffusion at 512 pixels
+ENCODER = 1024  # D of an encoder that is not at hand
 BYTES = 2  # of a value: float16
-SIZES = {"stable-diffusion-xl": "SDXL", "": "SD 1.5"}  # part of a repository's name -> size, in throughput.csv, that is assumed until it is at hand
+# Part of a repository's name -> what is assumed until it is at hand: its size, as throughput.csv names it, and D of a state.
+SIZES = {"stable-diffusion-xl": ("SDXL", 4 * 128 * 128), "": ("SD 1.5", 4 * 64 * 64)}
 NEWLINE = "\n"
 LONG_ENOUGH = 0.3  # seconds of one call that is timed
 
@@ -150,9 +150,14 @@ def dimensions(profile: Profile) -> tuple[dict[str, int], list[str]]:
         if view.model is None or at_hand(view.model):
             found[view.name] = math.prod(shape(view, profile.images.size))
         else:
-            found[view.name] = ASSUMED.get(view.kind, STATE)
+            found[view.name] = ENCODER if view.kind == "encoder" else assumed_size(view.model)[1]
             assumed.append(view.name)
     return found, assumed
+
+
+def assumed_size(model: Model) -> tuple[str, int]:
+    """Size of a network that is not at hand, and D of its states, by the repository's name."""
+    return next(size for part, size in SIZES.items() if part in (model.hub or ""))
 
 
 def device_name() -> str:
@@ -166,7 +171,7 @@ def speed(profile: Profile, model: Model) -> Speed:
     if folder := at_hand(model):
         return timed(folder, profile.zoo.batch)
     table = pd.read_csv(settings.ROOT / "benchmarks" / "throughput.csv")
-    size = next(size for part, size in SIZES.items() if part in (model.hub or ""))
+    size, _ = assumed_size(model)
     rows = table[(table["device"] == device_name()) & (table["network"] == size)]
     if rows.empty:
         return Speed(None, None, f"a network of {size}'s size is not measured for {device_name()}")
