@@ -24,6 +24,13 @@ def test_rows_of_rows(values):
     assert (some.read(slice(1, 3)) == x[[12, 12]]).all() and every[5].shape == (1, 6)
 
 
+def test_single_values(values):
+    x, mapped = values
+    rows, columns = np.array([[3, 0], [1, 1]]), np.array([[5], [2]])
+    picked = StoredRows(mapped)[::-1].pick(rows, columns)
+    assert (picked == x[::-1][rows, columns]).all() and picked.dtype == np.float32
+
+
 @pytest.mark.parametrize("block_bytes, heights", [(24 * 7, [7, 7, 6]), (1, [1] * 20), (10**6, [20])])
 def test_blocks_cover_the_rows_in_order(values, block_bytes, heights):
     x, mapped = values

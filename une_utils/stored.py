@@ -59,6 +59,12 @@ class StoredRows:
             raise ValueError("stored latents contain NaN or inf")
         return block
 
+    def pick(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Single values, float32, of rows and columns that NumPy broadcasts: every value costs a page of the file, 4 KB of memory."""
+        values = np.asarray(self.array[self.rows[rows], columns], dtype=np.float32)
+        _release(self.array)
+        return values
+
     def blocks(self, task: str, block_bytes: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
         """Slices of the rows and their latents, (b, D) float32, in order and of at most ``block_bytes`` bytes (or one row).
 

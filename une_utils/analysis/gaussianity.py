@@ -31,6 +31,7 @@ AD_CRITICAL = 0.752  # 5 % point of A*^2, mean and variance estimated: D'Agostin
 _BLOCK_BYTES = 64 * 2**20
 _TILE_BYTES = 2 * 2**20  # rows on their way through a projection: about one core's share of the cache
 _GATHERED_ROW = 24  # a row that is gathered for one direction takes about as long as this many in a product of two matrices
+_COORDINATES = 100  # tested at once where the values of each are read from a file
 
 
 @dataclass(frozen=True)
@@ -308,9 +309,9 @@ def coordinate_tests(latents: np.ndarray, rows: int = 250, seed: int = 42, coord
     index = np.arange(d) if d <= coordinates else np.sort(rng.choice(d, coordinates, replace=False))
     group = np.arange(len(index))
     chosen = _draw_rows(seed, group, n, rows)
-    if isinstance(latents, StoredRows):
-        latents, chosen = latents.array, latents.rows[chosen]
-    samples = np.asarray(latents[chosen, index[:, None]], dtype=np.float64)  # (P, rows)
+    pick = latents.pick if isinstance(latents, StoredRows) else lambda rows, columns: latents[rows, columns]
+    parts = slices(len(index), _COORDINATES)
+    samples = np.concatenate([pick(chosen[part], index[part, None]) for part in parts]).astype(np.float64, copy=False)  # (P, rows)
     return _run("coordinate", samples, index, group, (n, d))
 
 
