@@ -45,6 +45,20 @@ def test_record_and_ledger(mini):
     assert verdicts(mini, "02").splitlines()[0] == "une.table1.noise_ad: 96 %, holds"
 
 
+def test_the_last_digit_may_move_and_nothing_else():
+    committed = "une.a: 94 %, holds\nune.b: 0.98, holds\nune.c: -0.30 sd, does not hold\nune.d: no value, not testable: x\n20 images\n"
+    moved = "une.a: 95 %, holds\nune.b: 0.96, holds\nune.c: -0.32 sd, does not hold\nune.d: no value, not testable: x\n20 images\n"
+    assert claims.as_committed(moved, committed) == committed
+    for old, new in (("94 %", "97 %"), ("0.98,", "0.95,"), ("94 %, holds", "94 %, unclear"), ("94 %", "94 sd"), ("20 images", "21 images"), ("une.b", "une.e")):
+        assert claims.as_committed(committed.replace(old, new), committed) == committed.replace(old, new)
+
+
+def test_verdicts_are_lines_that_are_compared(mini, monkeypatch):
+    record(mini, "une.table1.noise_ad", 95.81234, 95.1, 96.4, n=5000)
+    line = verdicts(mini, "02")
+    assert line == "une.table1.noise_ad: 96 %, holds" and claims.as_committed(line.replace("96", "95"), line + "\n") == line
+
+
 def test_claims_json_is_sorted_and_replaces(mini, project):
     (project / "notebooks/03_probes.ipynb").write_text('{"cells": []}')
     record(mini, "une.table1.noise_ad", 90)
