@@ -134,8 +134,8 @@ def reduce_view(X: np.ndarray | StoredRows, train: np.ndarray, n_components: int
     Of `StoredRows` with a ``place`` the result is kept there, in ``components.npy``, since it takes minutes and several notebooks
     start from it; other training rows or another number replace it.
     """
-    place = X.place if isinstance(X, StoredRows) else None
-    made_from = {"shape": list(X.shape), "train": digest(np.ascontiguousarray(train).tobytes()), "n_components": n_components}
+    train, place = np.arange(len(X))[train], X.place if isinstance(X, StoredRows) else None
+    made_from = {"shape": list(X.shape), "train": digest(train.tobytes()), "n_components": n_components}
     if place and read_json(place / "components.json") == made_from:
         return np.load(place / "components.npy")
     rows = X[train]
