@@ -316,6 +316,18 @@ def test_select_C_prefers_strong_penalty_for_many_noisy_dimensions():
     assert table.set_index("C")["mean_auc"][0.01] == pytest.approx(expected, abs=2e-3)
 
 
+def test_select_C_draws_some_of_very_many_rows(monkeypatch):
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((600, 5))
+    Y, fitted = X[:, :2] + rng.standard_normal((600, 2)) > 0, []
+    fit = p.Probe.fit
+    monkeypatch.setattr(p.Probe, "fit", lambda self, X, Y: fitted.append(len(X)) or fit(self, X, Y))
+    whole = p.select_C(X, Y)
+    monkeypatch.setattr(p, "_SELECTION_ROWS", 300)
+    some = p.select_C(X, Y)
+    assert fitted == [480, 240] and np.abs(some[1]["mean_auc"] - whole[1]["mean_auc"]).max() < 0.1
+
+
 def test_select_C_leaves_out_attributes_it_cannot_judge():
     X, Y = planted()
     rare = np.zeros((400, 1), bool)

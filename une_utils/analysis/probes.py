@@ -20,6 +20,7 @@ from une_utils.analysis.outofcore import fit_standardised_pca
 from une_utils.analysis.stats import Estimate, percentile_interval, row_counts, wilson_interval
 from une_utils.stored import StoredRows
 
+_SELECTION_ROWS = 20_000  # rows from which C is chosen at most
 _CHUNK_VALUES = 4_000_000  # resampled values held at once: 32 MB of float64
 
 
@@ -382,16 +383,16 @@ def select_C(
 ) -> tuple[float, pd.DataFrame]:
     """C of the grid with the best mean AUC on a validation part of the training rows, and the table C, mean_auc.
 
-    X (N, D), or `StoredRows` with n_components, Y (N, A): training rows only. The features are fitted once on the other rows and
-    every (C, attribute) pair is a column of one batched fit. Attributes that lack a class in either part are left out; ValueError
-    if none is left.
+    X (N, D), or `StoredRows` with n_components, Y (N, A): training rows only; of more than 20,000 that many are drawn, as the choice
+    between powers of ten needs no more. The features are fitted once on the other rows and every (C, attribute) pair is a column of
+    one batched fit. Attributes that lack a class in either part are left out; ValueError if none is left.
     """
     X = X if isinstance(X, StoredRows) else _check_features(X)
     Y = _check_labels(Y, len(X), both_classes=False)
     if not 0 < validation < 1:
         raise ValueError(f"validation is a share between 0 and 1, got {validation}")
-    order = np.random.default_rng((seed, len(X))).permutation(len(X))
-    held_out, kept = np.split(order, [max(1, round(validation * len(X)))])
+    order = np.random.default_rng((seed, len(X))).permutation(len(X))[:_SELECTION_ROWS]
+    held_out, kept = np.split(order, [max(1, round(validation * len(order)))])
     usable = _both_classes(Y[kept]) & _both_classes(Y[held_out])
     if not usable.any():
         raise ValueError("no attribute has both classes in the fitting and the validation rows")
