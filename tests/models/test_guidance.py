@@ -68,7 +68,9 @@ def test_classifier_sees_timesteps_and_images_alone(classifier, noise):
 def test_classifier_on_disk(classifier, noise, tmp_path):
     classifier.save_pretrained(tmp_path)
     loaded = NoisyClassifier.from_pretrained(tmp_path, local_files_only=True)
-    assert list(loaded.config.attributes) == ["Male", "Smiling"] and torch.equal(loaded(noise, 30), classifier(noise, 30))
+    assert list(loaded.config.attributes) == ["Male", "Smiling"]
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in classifier.state_dict().items())
+    torch.testing.assert_close(loaded(noise, 30), classifier(noise, 30))  # not bit for bit: where its weights lie in memory decides the kernel
 
 
 def test_classifier_of_another_generator(classifier):

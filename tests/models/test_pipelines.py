@@ -272,8 +272,9 @@ def test_a_vae_that_overflows_encodes_again_in_float32(hub_model):
 def test_untrained_seed_draws_the_network_only(hub_model, generator):
     stored, first, again = generator("tiny/sd15"), *(Generator.load(hub_model("tiny/sd15"), untrained_seed=1) for _ in range(2))
     x = draw_noise((4, 8, 8), 3, range(1))
-    assert torch.equal(first(x, 500), again(x, 500)) and not torch.allclose(first(x, 500), stored(x, 500))
-    assert torch.equal(first.encode(pictures(1)), stored.encode(pictures(1)))
+    torch.testing.assert_close(first(x, 500), again(x, 500))
+    assert not torch.allclose(first(x, 500), stored(x, 500), atol=1e-3)
+    torch.testing.assert_close(first.encode(pictures(1)), stored.encode(pictures(1)))
 
 
 def test_a_fine_tuned_network_takes_the_pipelines_place(hub_model, generator):
@@ -281,8 +282,9 @@ def test_a_fine_tuned_network_takes_the_pipelines_place(hub_model, generator):
     own = hub_model("tiny/sd15") / "unet"
     stored, same, other = (Generator.load(hub_model("tiny/sd15"), unet=u) for u in ("unet", own, hub_model("tiny/sd15-clip-smiling") / "unet"))
     x = draw_noise((4, 8, 8), 3, range(1))
-    assert torch.equal(stored(x, 500), same(x, 500)) and not torch.allclose(stored(x, 500), other(x, 500))
-    assert torch.equal(stored.encode(pictures(1)), other.encode(pictures(1)))
+    torch.testing.assert_close(stored(x, 500), same(x, 500))
+    assert not torch.allclose(stored(x, 500), other(x, 500), atol=1e-3)
+    torch.testing.assert_close(stored.encode(pictures(1)), other.encode(pictures(1)))
 
 
 def test_gradients_reach_states_and_a_shift_of_the_bottleneck(hub_model, generator):
@@ -295,7 +297,7 @@ def test_gradients_reach_states_and_a_shift_of_the_bottleneck(hub_model, generat
     assert asked.grad.abs().sum() > 0
     shift = torch.zeros(Bottleneck(found).read(x, 500).shape, requires_grad=True)
     plain, shifted = Bottleneck(found).predict(x, 500, lambda h, t: shift)
-    assert torch.equal(plain, shifted.detach())
+    torch.testing.assert_close(plain, shifted.detach())
     shifted.sum().backward()
     assert shift.grad.abs().sum() > 0
 
