@@ -5,8 +5,8 @@
 
 Executed notebooks go to ``<cache>/runs/<profile>/``. A notebook whose inputs have not changed since its last complete run is
 skipped: beside each output lies a stamp with the hashes of everything that went in. So the same command resumes after a
-failure or Ctrl-C. Before the first notebook, models and pictures of the hub are downloaded and released latents are checked. ``--in-place`` writes the outputs of
-the mini profile back into ``notebooks/``, as they are committed.
+failure or Ctrl-C. Before the first notebook, models and pictures of the hub are downloaded and released latents are checked.
+``--in-place`` writes the outputs of the mini profile back into ``notebooks/``, as they are committed.
 """
 
 from __future__ import annotations
